@@ -1,0 +1,1 @@
+"""Moving packets, and the program."""

@@ -1,0 +1,262 @@
+"""The border between control plane and packet path: PF_KEY's, with bursts.
+
+Tables go down (policy snapshot, SAs), exceptions come up (acquire, expire, mapping). Any implementation of
+``DataPlane`` gives the same octets for the same calls: there is no clock and no randomness behind it. GCM and
+ChaCha20 IVs are the sequence number; a CBC IV is the sequence number encrypted under the SA's key.
+
+Buffers handed in are *moved*: the caller must not touch them afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, TypeAlias
+
+from policy.clock import Nanos
+from policy.path import Endpoint, Path
+from policy.proposals import ProtocolId, Suite
+from policy.secret import Secret
+from policy.selectors import Flow, SelectorPair
+from policy.spd import Mode, Snapshot
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class DropReason(Enum):
+    """Why a packet was dropped; every drop has exactly one name and is counted exactly once."""
+
+    # outbound
+    MALFORMED = "malformed"  # too short, bad version, bad length
+    NO_POLICY = "no_policy"  # entered the TUN but no SPD entry matches (RFC 4301 section 5)
+    DISCARD_POLICY = "discard_policy"  # an SPD entry says DISCARD
+    HOLD_FULL = "hold_full"  # the queue of packets that wait for an SA was full; the oldest went
+    HOLD_EXPIRED = "hold_expired"  # waited too long for an SA
+    ACQUIRE_FAILED = "acquire_failed"  # the negotiation it waited for failed
+    SEQUENCE_OVERFLOW = "sequence_overflow"  # RFC 4303 section 3.3.3
+    SA_EXPIRED = "sa_expired"  # hard lifetime in bytes reached
+    TOO_BIG = "too_big"  # above the PMTU with DF (or IPv6): Packet Too Big was sent to the source
+    TTL_EXPIRED = "ttl_expired"  # hop limit reached zero at encapsulation
+    FRAGMENT_PORTS = "fragment_ports"  # a later fragment where the entry needs ports (RFC 4301 section 4.4.1.1)
+    UNSUPPORTED = "unsupported"  # extension header chain or protocol that cannot be classified
+    # inbound
+    UNKNOWN_SPI = "unknown_spi"
+    SHORT_PACKET = "short_packet"  # ESP/AH packet shorter than its algorithms allow
+    REPLAYED = "replayed"  # RFC 4303 section 3.4.3
+    OUTSIDE_WINDOW = "outside_window"  # older than the replay window
+    INTEGRITY = "integrity"  # ICV does not verify
+    BAD_PADDING = "bad_padding"  # pad length or next header impossible after decryption
+    DUMMY = "dummy"  # next header 59 (RFC 4303 section 2.6); counted, not an error
+    SELECTOR_MISMATCH = "selector_mismatch"  # inner packet outside the SA's selectors (RFC 4301 section 5.2)
+    INNER_MALFORMED = "inner_malformed"
+    ECN_CE_NOT_ECT = "ecn_ce_not_ect"  # RFC 6040 section 4.2: CE outside, not-ECT inside
+    OUTER_FRAGMENT = "outer_fragment"  # an IP fragment at ESP input (RFC 4303 section 3.4.1)
+    WRONG_ENCAPSULATION = "wrong_encapsulation"
+    INTERNAL = "internal"  # a bug of ours: the burst goes on, an event pages someone
+
+
+@dataclass(frozen=True, slots=True)
+class TunFrame:
+    """One read of the TUN: a 10-octet ``virtio_net_hdr`` and a packet (up to 64 KiB with TSO/USO)."""
+
+    data: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class WireDatagrams:
+    """One read of a socket: equal-sized UDP payloads merged by UDP_GRO, or one raw ESP payload.
+
+    *segment_size* is the size of each payload but the last, which may be shorter; 0 means a single payload.
+    *path* is seen from us: local is where it arrived. For raw ESP both ports are 0 and *data* starts at the
+    ESP header. *tos* is the outer DSCP and ECN octet.
+    """
+
+    path: Path
+    data: Buffer
+    segment_size: int = 0
+    tos: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Datagrams for one path: UDP payloads (ESP, or IKE with its marker), or raw ESP payloads.
+
+    When *segment_size* is not 0, every buffer but the last has that length and the last is not longer: the
+    host may send them in one call with UDP_SEGMENT. *tos* is the outer DSCP and ECN octet. *df* asks for DF.
+    """
+
+    path: Path
+    buffers: tuple[Buffer, ...]
+    segment_size: int = 0
+    tos: int = 0
+    df: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WriteTun:
+    """Packets for the TUN; each frame is the buffers of one ``writev``, opening with a ``virtio_net_hdr``."""
+
+    frames: tuple[tuple[Buffer, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaParams:
+    """An install request for one SA: one direction, one protocol, one SPI (RFC 4301 section 4.4.2.1)."""
+
+    spi: int
+    inbound: bool
+    protocol: ProtocolId
+    mode: Mode
+    suite: Suite
+    #: Encryption key without salt; empty for NULL.
+    encryption_key: Secret
+    #: GCM and ChaCha20 salt (RFC 4106 section 4, RFC 7634 section 2); empty otherwise.
+    salt: Secret
+    #: Integrity key; empty for AEAD.
+    integrity_key: Secret
+    path: Path
+    #: Negotiated selectors, from our side (local/remote).
+    selectors: tuple[SelectorPair, ...]
+    #: SPD entry that this SA serves.
+    entry: str
+    #: The Child SA that the SA belongs to: inbound and outbound halves share it; rising with birth.
+    child: int
+    replay_window: int = 1024
+    #: Octet limits: crossing soft punts Expire(hard=False) once; crossing hard punts Expire(hard=True), drops.
+    soft_bytes: int | None = None
+    hard_bytes: int | None = None
+    #: Outbound only: do not choose this SA until ``activate`` or until its inbound twin has received (rekeying
+    #: responder: RFC 7296 section 2.8).
+    dormant: bool = False
+    #: Whether an authenticated packet from elsewhere may move the path (the peer is behind a NAT).
+    follow_nat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SaStats:
+    """Counters of one SA. Times are 0 while nothing was seen."""
+
+    packets: int
+    octets: int
+    last_used: Nanos
+    sequence: int
+    drops: MappingType[DropReason, int]
+
+
+# Punts: exceptions that come up.
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """A packet needs an SA of this SPD entry and none exists. Sent once until ``release`` or ``refuse``."""
+
+    entry: str
+    flow: Flow
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """An SA crossed its octet limit or ran out of sequence numbers. *hard*: it is unusable."""
+
+    child: int
+    spi: int
+    inbound: bool
+    hard: bool
+    cause: str  # "bytes" | "sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Authenticated packets of this inbound SA now come from another path (NAT rebinding)."""
+
+    child: int
+    spi: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """The first authenticated packet arrived on a Child SA whose outbound half was dormant."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownSpi:
+    """An ESP packet for no SA (rate limited by the data plane: at most ten a second)."""
+
+    path: Path
+    spi: int
+
+
+@dataclass(frozen=True, slots=True)
+class IkeDatagram:
+    """An IKE message found on port 4500, marker removed."""
+
+    path: Path
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InternalError:
+    """A bug of ours met while handling one packet; *trace* holds no packet octets."""
+
+    where: str
+    trace: str
+
+
+Punt: TypeAlias = Acquire | Expire | Mapping | Activated | UnknownSpi | IkeDatagram | InternalError
+DataPlaneOutput: TypeAlias = Transmit | WriteTun | Punt
+
+
+class DataPlane(Protocol):
+    """What every packet path does. Law: after any call, ``poll`` until it returns None."""
+
+    def load(self, snapshot: Snapshot, now: Nanos) -> None:
+        """Swap the policy; held packets of entries that vanished are dropped."""
+
+    def add_sa(self, params: SaParams, now: Nanos) -> None:
+        """Install an SA. ValueError for a duplicate inbound SPI or an algorithm it cannot do."""
+
+    def activate(self, child: int) -> None:
+        """Let the dormant outbound SA of *child* be chosen."""
+
+    def delete_sa(self, spi: int, *, inbound: bool) -> SaStats | None:
+        """Remove an SA and wipe its keys; return its last counters, or None if there was none."""
+
+    def update_path(self, child: int, path: Path) -> None:
+        """Send the packets of *child* along *path* from now on."""
+
+    def set_path_mtu(self, remote: Endpoint, mtu: int, now: Nanos) -> None:
+        """Record the path MTU (octets of outer IP packet) toward *remote*, learned from ICMP or the host."""
+
+    def query_sa(self, spi: int, *, inbound: bool) -> SaStats | None:
+        """Return the counters of an SA."""
+
+    def release(self, entry: str, now: Nanos) -> None:
+        """Send the packets held for *entry*, in arrival order, now that an SA exists."""
+
+    def refuse(self, entry: str, now: Nanos, retry_after: Nanos) -> None:
+        """Drop the packets held for *entry* (ACQUIRE_FAILED); punt no Acquire for *retry_after* nanoseconds."""
+
+    def outbound(self, frames: list[TunFrame], now: Nanos) -> None:
+        """Protect packets read from the TUN."""
+
+    def inbound(self, datagrams: list[WireDatagrams], now: Nanos) -> None:
+        """Open packets read from port 4500 or from the raw socket; IKE messages are punted."""
+
+    def handle_timeout(self, now: Nanos) -> None:
+        """Expire held packets. Spurious calls are harmless."""
+
+    def deadline(self) -> Nanos | None:
+        """Return when ``handle_timeout`` is next wanted."""
+
+    def poll(self) -> DataPlaneOutput | None:
+        """Return the next output, or None."""
+
+    def drops(self) -> MappingType[DropReason, int]:
+        """Return every drop counter since the start."""
+
+    def tun_mtu(self) -> int:
+        """Return the largest inner packet that every present outbound SA carries whole (default 1400)."""

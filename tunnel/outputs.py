@@ -1,0 +1,62 @@
+"""What the ``Gateway`` puts out, and the commands that it takes (pure values)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ike.events import Event
+from policy.selectors import Flow
+from tunnel.dataplane.contract import Transmit, WriteTun
+
+
+@dataclass(frozen=True, slots=True)
+class TunMtu:
+    """The TUN should have this MTU: the largest inner packet that goes out whole."""
+
+    mtu: int
+
+
+Output: TypeAlias = Transmit | WriteTun | TunMtu | Event
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Ask for the whole state; the answer is the documented ``status`` object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Ask what happens to a flow, by which filter, rule, action and SA, and why."""
+
+    flow: Flow
+
+
+@dataclass(frozen=True, slots=True)
+class Initiate:
+    """Negotiate every entry of the rule called *rule* now."""
+
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rekey:
+    """Rekey now: the Child SAs of a rule, or with *ike* the IKE SAs of its peer. *target* None means all."""
+
+    target: str | None = None
+    ike: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """Delete the Child SAs of a rule and then IKE SAs left without any. *target* None means all."""
+
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Delete every IKE SA in an orderly way (the policy stays; no further dialling)."""
+
+
+Command: TypeAlias = Status | Explain | Initiate | Rekey | Terminate | Shutdown
