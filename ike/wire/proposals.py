@@ -50,7 +50,8 @@ class WireProposal:
     @property
     def types(self) -> tuple[int, ...]:
         """The transform types that are offered, in order of their numbers."""
-        return tuple(sorted({transform.type for transform in (*self.transforms, *self.opaque)}))
+        chosen = {transform.type for transform in self.transforms}
+        return tuple(sorted(chosen | {transform.type for transform in self.opaque}))
 
 
 def to_wire(proposal: Proposal, number: int, spi: bytes) -> WireProposal:
@@ -71,7 +72,7 @@ def to_wire(proposal: Proposal, number: int, spi: bytes) -> WireProposal:
         *(Transform(TransformType.PRF, prf) for prf in proposal.prf),
         *(Transform(TransformType.INTEG, integ) for integ in proposal.integ),
         *(Transform(TransformType.KE, group) for group in proposal.groups),
-        *(Transform(TransformType.ESN, number_kind) for number_kind in esn),
+        *(Transform(TransformType.ESN, use) for use in esn),
     ]
     return WireProposal(number, proposal.protocol, spi, tuple(transforms))
 
