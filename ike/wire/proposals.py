@@ -58,19 +58,21 @@ def to_wire(proposal: Proposal, number: int, spi: bytes) -> WireProposal:
     """Return policy's *proposal* as the proposal substructure *number*.
 
     AH and ESP always carry an ESN transform (section 3.3.3): "no ESN" unless the proposal says otherwise.
+    Combined-mode ciphers go without integrity.
     LocalError if combined-mode and other ciphers are mixed: they need separate proposals (section 3.3);
     ``offer`` splits them.
     """
     combined = [transform.id in AEAD for transform in proposal.encr]
     if any(combined) and not all(combined):
         raise LocalError("combined-mode and other ciphers in one proposal")
+    integ = () if any(combined) else proposal.integ
     esn = proposal.esn
     if proposal.protocol != ProtocolId.IKE and not esn:
         esn = (Esn.NO,)
     transforms = [
         *proposal.encr,
         *(Transform(TransformType.PRF, prf) for prf in proposal.prf),
-        *(Transform(TransformType.INTEG, integ) for integ in proposal.integ),
+        *(Transform(TransformType.INTEG, choice) for choice in integ),
         *(Transform(TransformType.KE, group) for group in proposal.groups),
         *(Transform(TransformType.ESN, use) for use in esn),
     ]
@@ -167,6 +169,8 @@ def _parse_proposal(outer: Cursor) -> WireProposal:
     if not 1 <= count <= MAX_TRANSFORMS:
         raise WireError(f"{count} transforms in a proposal")
     spi = cursor.take(spi_size)
+    if spi and not any(spi):
+        raise WireError("an SPI of zero in a proposal")
     transforms: list[Transform] = []
     opaque: list[OpaqueTransform] = []
     for left in range(count - 1, -1, -1):
