@@ -10,6 +10,7 @@ from policy.model import Encapsulation, SecurityMethod, Where
 from policy.pad import Pad
 from policy.path import IpAddress
 from policy.proposals import Group
+from policy.selector_index import SelectorIndex
 from policy.selectors import Flow, SelectorPair
 
 
@@ -64,26 +65,49 @@ class SpdEntry:
     inbound: bool
     disposition: Disposition
     protection: Protection | None = None
+    #: The filter as the operator wrote it, for messages.
+    filter: str = field(default="", compare=False)
+    #: Why the disposition is not the filter action's, if it is not.
+    note: str = field(default="", compare=False)
     where: Where = field(default=Where(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Spd:
-    """The entries in matching order, most specific first."""
+    """The entries in matching order, most specific first.
+
+    Lookups give what a scan from the first entry on would give; indexes built at their first use make them fast.
+    """
 
     entries: tuple[SpdEntry, ...] = ()
+    _indexes: dict[str, SelectorIndex] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _by_id: dict[str, SpdEntry] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def lookup_outbound(self, flow: Flow) -> SpdEntry | None:
-        """Return the first outbound entry that matches, or None. Linear; the data plane caches by flow."""
-        return next((e for e in self.entries if e.outbound and e.selectors.matches_outbound(flow)), None)
+        """Return the first outbound entry that matches, or None."""
+        index = self._indexes.get("outbound")
+        if index is None:
+            pairs = ((at, e.selectors) for at, e in enumerate(self.entries) if e.outbound)
+            index = self._indexes["outbound"] = SelectorIndex(pairs)
+        at = index.first(flow)
+        return None if at is None else self.entries[at]
 
     def lookup_inbound(self, flow: Flow) -> SpdEntry | None:
         """Return the first inbound entry that matches, or None."""
-        return next((e for e in self.entries if e.inbound and e.selectors.matches_inbound(flow)), None)
+        index = self._indexes.get("inbound")
+        if index is None:
+            # A packet that arrives has our local side as its destination: the mirrored pair, read outbound.
+            pairs = ((at, e.selectors.mirror()) for at, e in enumerate(self.entries) if e.inbound)
+            index = self._indexes["inbound"] = SelectorIndex(pairs)
+        at = index.first(flow)
+        return None if at is None else self.entries[at]
 
     def entry(self, entry_id: str) -> SpdEntry | None:
         """Return the entry of that id."""
-        return next((e for e in self.entries if e.id == entry_id), None)
+        if len(self._by_id) != len(self.entries):
+            for entry in reversed(self.entries):
+                self._by_id[entry.id] = entry
+        return self._by_id.get(entry_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,4 +123,6 @@ class Snapshot:
     pad: Pad = Pad()
     #: This host's addresses when the snapshot was compiled.
     local_addresses: tuple[IpAddress, ...] = ()
+    #: The addresses that DNS names of the policy had then.
+    names: tuple[tuple[str, tuple[IpAddress, ...]], ...] = ()
     warnings: tuple[str, ...] = ()

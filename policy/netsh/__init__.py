@@ -1,0 +1,1 @@
+"""The ``netsh ipsec`` language, static and dynamic, over the same policy model as the config file."""

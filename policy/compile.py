@@ -1,0 +1,315 @@
+"""Policy + this host's addresses -> SPD and PAD (RFC 4301 sections 4.4.1 and 4.4.3).
+
+Here the console's words become the RFC's, and nowhere else. A snapshot is whole or there is none: what cannot be
+put in force raises CompileError with every reason.
+
+Names without an address. A selector's DNS name that resolves to nothing keeps the addresses it had in the previous
+snapshot, with a warning. Without any, a permit filter is left out (stricter, with a warning), and a block or
+negotiate filter is a CompileError: its packets cannot be told from others, so they would leave in clear. When a
+tunnel endpoint has no address, its entries stay in the SPD as DISCARD, with a warning: nothing leaves, and the
+next compilation that finds an address opens them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from policy.availability import unavailable
+from policy.lint import filter_text
+from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Special
+from policy.order import sort_key
+from policy.path import IpAddress
+from policy.peers import PeerTable
+from policy.problems import CompileError, ConfigError, quoted
+from policy.selectors import AddressRange, SelectorPair, TrafficSelector
+from policy.spd import Disposition, Mode, Protection, Snapshot, Spd, SpdEntry
+
+__all__ = ["CompileError", "Resolve", "compile_policy", "no_names"]
+
+#: The addresses of a DNS name, in order of preference; empty when it has none now.
+Resolve: TypeAlias = Callable[[str], Sequence[IpAddress]]
+
+_DISPOSITIONS = {
+    ActionKind.PERMIT: Disposition.BYPASS,
+    ActionKind.BLOCK: Disposition.DISCARD,
+    ActionKind.NEGOTIATE: Disposition.PROTECT,
+}
+
+
+def no_names(_name: str) -> Sequence[IpAddress]:
+    """Resolve nothing."""
+    return ()
+
+
+def compile_policy(
+    policy: Policy | None,
+    *,
+    generation: int,
+    local_addresses: Sequence[IpAddress],
+    resolve: Resolve = no_names,
+    previous: Snapshot | None = None,
+) -> Snapshot:
+    """Return *policy* in force on a host with *local_addresses*; None is "no policy assigned".
+
+    ``me`` is each local address that is neither loopback nor link-local. *resolve* gives the addresses of DNS
+    names; *previous* keeps them when a name does not resolve any more. Raises CompileError.
+    """
+    own = tuple(sorted(set(local_addresses), key=lambda address: (address.version, int(address))))
+    if policy is None:
+        return Snapshot(generation=generation, local_addresses=own)
+    if errors := unavailable(policy):
+        raise CompileError(errors)
+    names = _Names(resolve, previous)
+    compiler = _Compiler(policy, own, names)
+    for rule in policy.rules:
+        if rule.active:
+            compiler.add_rule(rule)
+    return compiler.finish(generation)
+
+
+class _Names:
+    """Addresses of DNS names: each is asked for once, and remembered across snapshots."""
+
+    def __init__(self, resolve: Resolve, previous: Snapshot | None) -> None:
+        self._resolve = resolve
+        self._before = dict(previous.names) if previous is not None else {}
+        self.found: dict[str, tuple[IpAddress, ...]] = {}
+        self.stale: set[str] = set()
+
+    def addresses(self, name: str) -> tuple[IpAddress, ...]:
+        """Return the addresses of *name*, those that it had before when it has none now."""
+        if name not in self.found:
+            before = self._before.get(name, ())
+            now = tuple(dict.fromkeys(self._resolve(name)))
+            if not now and before:
+                self.stale.add(name)
+            # An address that is still good stays in front, so that a tunnel does not move at every answer.
+            kept = tuple(address for address in before if address in now)
+            self.found[name] = (kept + tuple(a for a in now if a not in kept)) or before
+        return self.found[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    addresses: AddressRange
+    #: Part of the entry's id when the filter alone does not say which entry it is.
+    label: str
+    me: bool
+
+
+class _Compiler:
+    """Builds the entries and peers of one snapshot."""
+
+    def __init__(self, policy: Policy, own: tuple[IpAddress, ...], names: _Names) -> None:
+        self._policy = policy
+        self._own = own
+        self._own_numbers = {version: [int(a) for a in own if a.version == version] for version in (4, 6)}
+        self._me = tuple(
+            a for a in own if not (a.is_loopback or a.is_link_local or a.is_multicast or a.is_unspecified)
+        )
+        self._names = names
+        self._entries: list[SpdEntry] = []
+        self._peers = PeerTable(policy)
+        self._errors: list[ConfigError] = []
+        self._warnings: list[ConfigError] = []
+
+    def add_rule(self, rule: Rule) -> None:
+        """Expand the filters of *rule* into entries."""
+        disposition = _DISPOSITIONS[rule.filter_action.kind]
+        protection: Protection | None = None
+        if disposition is Disposition.PROTECT:
+            protection = self._protection(rule)
+            disposition = Disposition.PROTECT if protection else Disposition.DISCARD
+        for number, entry in enumerate(rule.filter_list.filters, 1):
+            self._add_filter(rule, number, entry, disposition, protection)
+
+    def finish(self, generation: int) -> Snapshot:
+        """Return the snapshot, or raise CompileError."""
+        self._errors += self._peers.errors
+        ids: set[str] = set()
+        for entry in self._entries:
+            if entry.id in ids:
+                self._errors.append(
+                    ConfigError(entry.where, f"two rules are called {quoted(entry.rule)}", "rename one of them")
+                )
+            ids.add(entry.id)
+        if self._errors:
+            raise CompileError(dict.fromkeys(self._errors))
+        self._entries.sort(key=sort_key)
+        self._warnings += _twins(self._entries)
+        for name in sorted(self._names.stale):
+            self._warnings.append(
+                ConfigError(
+                    self._policy.where, f"the name {quoted(name)} has no address now; the last ones known are kept"
+                )
+            )
+        return Snapshot(
+            generation=generation,
+            policy=self._policy.name,
+            spd=Spd(tuple(self._entries)),
+            pad=self._peers.pad(self._entries),
+            local_addresses=self._own,
+            names=tuple(sorted(self._names.found.items())),
+            warnings=tuple(dict.fromkeys(map(str, self._warnings))),
+        )
+
+    def _protection(self, rule: Rule) -> Protection | None:
+        """Return how *rule* protects; None when its endpoint has no address now, or after noting an error."""
+        endpoint = rule.tunnel_endpoint
+        address: IpAddress | None = None
+        if isinstance(endpoint, DnsName):
+            found = self._names.addresses(endpoint.name)
+            if not found:
+                message = (
+                    f"rule {quoted(rule.name)}: the tunnel endpoint {quoted(endpoint.name)} has no address now, "
+                    "so its traffic is dropped"
+                )
+                self._warnings.append(ConfigError(rule.where, message, "check the name, or write an address"))
+                return None
+            address = found[0]
+        elif endpoint is not None and not isinstance(endpoint, Special):
+            address = endpoint
+        if address is not None and address in self._own:
+            self._errors.append(
+                ConfigError(
+                    rule.where,
+                    f"rule {quoted(rule.name)}: the tunnel endpoint {address} is this host itself, as in the "
+                    "inbound half of a tunnel made of two rules",
+                    "remove this rule and write mirrored = true in the filters of the rule that names the peer",
+                )
+            )
+            return None
+        action = rule.filter_action
+        return Protection(
+            peer=self._peers.name_for(rule, address),
+            mode=Mode.TUNNEL,
+            methods=action.methods,
+            lifetime=action.lifetime,
+            pfs=action.pfs,
+            tunnel_remote=address,
+            inbound_clear=action.inbound_clear,
+            fallback_clear=action.fallback_clear,
+            encapsulation=action.encapsulation,
+            replay_window=action.replay_window,
+        )
+
+    def _add_filter(
+        self, rule: Rule, number: int, entry: Filter, disposition: Disposition, protection: Protection | None
+    ) -> None:
+        where = entry.where if entry.where.line else rule.where
+        sources = self._expand(rule, entry.source)
+        destinations = self._expand(rule, entry.destination)
+        text = f"{number}: {filter_text(entry)}"
+        stem = f"{_escaped(rule.name)}/{_escaped(rule.filter_list.name)}/{number}"
+        unprotected = rule.filter_action.kind is ActionKind.NEGOTIATE and protection is None
+        note = "its tunnel endpoint has no address now" if unprotected else ""
+        added = False
+        for source in sources:
+            for destination in destinations:
+                if source.addresses.version != destination.addresses.version:
+                    continue
+                added = True
+                pair = SelectorPair(
+                    TrafficSelector(entry.protocol, source.addresses, entry.source_port),
+                    TrafficSelector(entry.protocol, destination.addresses, entry.destination_port),
+                )
+                source_is_local = self._source_is_local(source, destination)
+                labels = [label for label in (source.label, destination.label) if label]
+                self._entries.append(
+                    SpdEntry(
+                        id="/".join([stem, *labels]),
+                        rule=rule.name,
+                        filter_list=rule.filter_list.name,
+                        filter_action=rule.filter_action.name,
+                        selectors=pair if source_is_local else pair.mirror(),
+                        outbound=entry.mirrored or source_is_local,
+                        inbound=entry.mirrored or not source_is_local,
+                        disposition=disposition,
+                        protection=protection,
+                        filter=text,
+                        note=note,
+                        where=where,
+                    )
+                )
+        if not added and sources and destinations:
+            message = (
+                f"rule {quoted(rule.name)}: the filter {filter_text(entry)} joins no two addresses of one family"
+            )
+            self._warnings.append(ConfigError(where, message, "it matches nothing now"))
+
+    def _expand(self, rule: Rule, spec: AddressSpec) -> tuple[_Side, ...]:
+        match spec:
+            case AddressRange():
+                return (_Side(spec, "", me=False),)
+            case Special.ANY:
+                return tuple(_Side(AddressRange.any(version), f"ipv{version}", me=False) for version in (4, 6))
+            case Special.ME:
+                if not self._me:
+                    message = f'rule {quoted(rule.name)}: this host has no address for "me" now'
+                    self._warnings.append(ConfigError(rule.where, message, "its filters match nothing"))
+                return _hosts(self._me, me=True)
+            case DnsName():
+                found = self._names.addresses(spec.name)
+                if not found:
+                    self._unresolved(rule, spec)
+                return _hosts(found, me=False)
+
+    def _unresolved(self, rule: Rule, name: DnsName) -> None:
+        message = f"rule {quoted(rule.name)}: the name {quoted(name.name)} has no address"
+        if rule.filter_action.kind is ActionKind.PERMIT:
+            self._warnings.append(ConfigError(rule.where, message, "nothing is permitted by it now"))
+        else:
+            hint = "its traffic cannot be told from other traffic: write an address, or make the name resolve"
+            self._errors.append(ConfigError(rule.where, message, hint))
+
+    def _source_is_local(self, source: _Side, destination: _Side) -> bool:
+        """Return which side of a filter is this host's (or its networks').
+
+        ``me`` is; else the only side that covers an own address; else, if both do, the narrower; else the source.
+        """
+        if source.me or destination.me:
+            return source.me
+        source_is, destination_is = self._is_own(source.addresses), self._is_own(destination.addresses)
+        if source_is != destination_is:
+            return source_is
+        if source_is:
+            return _size(source.addresses) <= _size(destination.addresses)
+        return True
+
+    def _is_own(self, addresses: AddressRange) -> bool:
+        return any(addresses.contains(number) for number in self._own_numbers[addresses.version])
+
+
+def _hosts(addresses: Iterable[IpAddress], *, me: bool) -> tuple[_Side, ...]:
+    return tuple(_Side(AddressRange.of(address), str(address), me) for address in addresses)
+
+
+def _size(addresses: AddressRange) -> int:
+    return addresses.end - addresses.start
+
+
+def _escaped(name: str) -> str:
+    """Keep "/" for what it separates in an entry's id."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def _twins(entries: Sequence[SpdEntry]) -> list[ConfigError]:
+    """Entries that became equal only on this host: the earlier one in order wins, and the operator is told."""
+    found: list[ConfigError] = []
+    first: dict[SelectorPair, SpdEntry] = {}
+    for entry in entries:
+        earlier = first.setdefault(entry.selectors, entry)
+        if earlier is entry or (earlier.disposition, earlier.protection) == (entry.disposition, entry.protection):
+            continue
+        if (earlier.outbound and entry.outbound) or (earlier.inbound and entry.inbound):
+            found.append(
+                ConfigError(
+                    entry.where,
+                    f"on this host, rule {quoted(entry.rule)} selects the same as rule {quoted(earlier.rule)} "
+                    f"({entry.selectors})",
+                    f"rule {quoted(earlier.rule)} wins; make one of them narrower",
+                )
+            )
+    return found

@@ -1,0 +1,83 @@
+"""Rules -> Peer Authorization Database (RFC 4301 section 4.4.3): who may speak for which entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from policy.model import AuthenticationMethod, Policy, Rule, Where
+from policy.pad import Identity, Pad, PeerEntry
+from policy.path import IpAddress
+from policy.problems import ConfigError, quoted
+from policy.spd import SpdEntry
+
+
+@dataclass(slots=True)
+class _Peer:
+    address: IpAddress | None
+    remote_id: str | None
+    authentication: tuple[AuthenticationMethod, ...]
+    rule: str
+    where: Where = field(default=Where())
+
+
+class PeerTable:
+    """The peers that the rules of one policy name: rules with the same endpoint and identity share one.
+
+    A peer is called by its endpoint and the identity that it must prove, "10.9.0.2#gw-b.example", so that its name
+    depends on nothing else in the policy and stays from one generation to the next.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._peers: dict[str, _Peer] = {}
+        self.errors: list[ConfigError] = []
+
+    def name_for(self, rule: Rule, address: IpAddress | None) -> str:
+        """Return the name of the peer that *rule* negotiates with at *address* (None: anywhere)."""
+        identities = tuple(dict.fromkeys(method.remote_id for method in rule.authentication))
+        if len(identities) > 1:
+            self.errors.append(
+                ConfigError(
+                    rule.where,
+                    f"rule {quoted(rule.name)} expects several identities of one peer",
+                    "write the same remote_id in each authentication method",
+                )
+            )
+        remote_id = identities[0] if identities else None
+        name = "any" if address is None else str(address)
+        if remote_id is not None:
+            name += f"#{remote_id}"
+        known = self._peers.setdefault(name, _Peer(address, remote_id, rule.authentication, rule.name, rule.where))
+        if known.authentication != rule.authentication:
+            self.errors.append(
+                ConfigError(
+                    rule.where,
+                    f"rules {quoted(known.rule)} and {quoted(rule.name)} authenticate the peer {quoted(name)} "
+                    "differently, and nothing tells which is meant",
+                    "use the same authentication in both, or give each its own remote_id",
+                )
+            )
+        return name
+
+    def pad(self, entries: Sequence[SpdEntry]) -> Pad:
+        """Return the database; *entries* are in the order of the SPD."""
+        by_peer: dict[str, list[str]] = {name: [] for name in self._peers}
+        for entry in entries:
+            if entry.protection is not None:
+                by_peer[entry.protection.peer].append(entry.id)
+        local_id = Identity.parse(self._policy.local_id) if self._policy.local_id is not None else None
+        peers = [
+            PeerEntry(
+                name=name,
+                address=peer.address,
+                local_id=local_id,
+                remote_id=Identity.parse(peer.remote_id) if peer.remote_id is not None else None,
+                authentication=peer.authentication,
+                ike=self._policy.ike,
+                entries=tuple(by_peer[name]),
+                where=peer.where,
+            )
+            for name, peer in self._peers.items()
+        ]
+        return Pad(tuple(sorted(peers, key=lambda peer: (peer.address is None, peer.name))))

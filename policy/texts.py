@@ -1,0 +1,251 @@
+"""The text forms of addresses, ports, protocols, durations and sizes, as a config file writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from types import MappingProxyType
+
+from policy.clock import SECOND, Nanos
+from policy.model import AddressSpec, DnsName, Special, TunnelEndpoint
+from policy.path import IpAddress
+from policy.problems import TextError, nearest, quoted
+from policy.selectors import ANY_PROTOCOL, AddressRange, PortRange
+
+#: Protocol names (IANA's keywords, and Windows' for the last ones).
+PROTOCOLS: Mapping[str, int] = MappingProxyType(
+    {
+        "any": ANY_PROTOCOL,
+        "icmp": 1,
+        "igmp": 2,
+        "ipip": 4,
+        "tcp": 6,
+        "egp": 8,
+        "udp": 17,
+        "hmp": 20,
+        "xns-idp": 22,
+        "rdp": 27,
+        "dccp": 33,
+        "ipv6": 41,
+        "rsvp": 46,
+        "gre": 47,
+        "esp": 50,
+        "ah": 51,
+        "icmpv6": 58,
+        "rvd": 66,
+        "ospf": 89,
+        "pim": 103,
+        "vrrp": 112,
+        "l2tp": 115,
+        "sctp": 132,
+        "udplite": 136,
+        "raw": 255,
+    }
+)
+_PROTOCOL_ALIASES: Mapping[str, str] = MappingProxyType(
+    {"icmp6": "icmpv6", "ipv6-icmp": "icmpv6", "ipip4": "ipip", "udp-lite": "udplite", "*": "any"}
+)
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
+_MEASURE = re.compile(r"([0-9]{1,18})\s*([A-Za-z]*)\Z", re.ASCII)
+_TIME_UNITS: Mapping[str, int] = MappingProxyType({"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800})
+_SIZE_UNITS: Mapping[str, int] = MappingProxyType(
+    {"B": 1}
+    | {f"{prefix}B": 1000**power for power, prefix in enumerate(("k", "M", "G", "T"), 1)}
+    | {f"{prefix}iB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)}
+)
+
+
+def parse_address(text: str) -> AddressSpec:
+    """Return what *text* means: any, me, a host, net/len, first-last, or a DNS name. Raises TextError."""
+    stripped = text.strip()
+    if stripped.lower() in ("any", "me"):
+        return Special(stripped.lower())
+    if "/" in stripped:
+        return AddressRange.network(_network(text, stripped))
+    host = _host(stripped)
+    if host is not None:
+        return AddressRange.of(host)
+    first_text, dash, last_text = stripped.partition("-")
+    first, last = _host(first_text.strip()), _host(last_text.strip())
+    if dash and (first is not None or last is not None):
+        return _range(text, first, last)
+    return DnsName(_dns_name(text, stripped))
+
+
+def parse_endpoint(text: str) -> TunnelEndpoint:
+    """Return the tunnel endpoint that *text* means: an address, a DNS name, or any. Raises TextError."""
+    stripped = text.strip()
+    if stripped.lower() == "any":
+        return Special.ANY
+    if stripped.lower() == "me":
+        raise TextError('tunnel_endpoint = "me" is this host itself', "name the peer's address")
+    host = _host(stripped)
+    if host is not None:
+        if host.is_unspecified or host.is_multicast:
+            raise TextError(f"{quoted(text)} is not the address of a host", "name the peer's address")
+        return host
+    if "/" in stripped:
+        raise TextError(f"{quoted(text)} is a network; a tunnel ends at one address", "name the peer's address")
+    return DnsName(_dns_name(text, stripped))
+
+
+def parse_ports(value: object) -> PortRange:
+    """Return the port range of a number or of "a-b". Raises TextError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        first = last = value
+    elif isinstance(value, str):
+        low, dash, high = value.partition("-")
+        if value.strip().lower() == "any":
+            return PortRange(0, 65535)
+        if not _NUMBER.match(low.strip()) or (dash and not _NUMBER.match(high.strip())):
+            raise TextError(f"{quoted(value)} is not a port", 'write a number, or a range such as "1024-65535"')
+        first = int(low)
+        last = int(high) if dash else first
+    else:
+        raise TextError("a port must be a number or a text", 'write 80 or "1024-65535"')
+    if not 0 <= first <= 65535 or not 0 <= last <= 65535:
+        raise TextError(
+            f"port {first if first > 65535 or first < 0 else last} does not exist", "ports are 0 to 65535"
+        )
+    if first > last:
+        raise TextError(f"the port range {first}-{last} runs backwards", f'write "{last}-{first}"')
+    return PortRange(first, last)
+
+
+def parse_protocol(value: object) -> int:
+    """Return the next-layer protocol number of a name or a number. Raises TextError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str):
+        word = value.strip().lower()
+        word = _PROTOCOL_ALIASES.get(word, word)
+        if word in PROTOCOLS:
+            return PROTOCOLS[word]
+        if not _NUMBER.match(word):
+            near = nearest(word, PROTOCOLS)
+            raise TextError(
+                f"unknown protocol {quoted(value)}",
+                f'did you mean "{near}"?' if near else "a name such as tcp, udp, icmp, or a number from 1 to 255",
+            )
+        number = int(word)
+    else:
+        raise TextError("a protocol must be a name or a number", 'write "tcp" or 6')
+    if number == 0:
+        raise TextError("protocol 0 is no next-layer protocol", 'write "any" for every protocol')
+    if not 1 <= number <= 255:
+        raise TextError(f"protocol {number} does not exist", "protocols are 1 to 255")
+    return number
+
+
+def protocol_name(number: int) -> str:
+    """Return the name of a protocol, or its number as text."""
+    return _PROTOCOL_NAMES.get(number, str(number))
+
+
+def parse_duration(value: object) -> Nanos:
+    """Return nanoseconds for "8h", "90m", "3600s", "1d", or a bare number of seconds. Raises TextError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _positive(value, f"{value} s") * SECOND
+    if isinstance(value, str) and (match := _MEASURE.match(value.strip())):
+        unit = match[2].lower() or "s"
+        if unit in _TIME_UNITS:
+            return _positive(int(match[1]) * _TIME_UNITS[unit], value) * SECOND
+        raise TextError(f"unknown unit of time {quoted(match[2])}", 'write "90m", "8h", "3600s" or "1d"')
+    raise TextError(
+        f"{quoted(value)} is not a duration" if isinstance(value, str) else "a duration must be a text",
+        'write "90m", "8h", "3600s" or "1d"',
+    )
+
+
+def parse_size(value: object) -> int:
+    """Return octets for "100GiB", "500MB", "64KiB", or a bare number of octets. Raises TextError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _positive(value, f"{value} octets")
+    if isinstance(value, str) and (match := _MEASURE.match(value.strip())):
+        units = {name.lower(): factor for name, factor in _SIZE_UNITS.items()}
+        unit = match[2] or "B"
+        if unit.lower() in units:
+            return _positive(int(match[1]) * units[unit.lower()], value)
+        near = nearest(unit, _SIZE_UNITS)
+        raise TextError(
+            f"unknown unit of size {quoted(unit)}",
+            f'did you mean "{near}"?' if near else 'write "100GiB", "500MB" or "64KiB"',
+        )
+    raise TextError(
+        f"{quoted(value)} is not a size" if isinstance(value, str) else "a size must be a text",
+        'write "100GiB", "500MB" or "64KiB"',
+    )
+
+
+def _positive(value: int, text: str) -> int:
+    if value <= 0:
+        raise TextError(f"{quoted(text)} is no limit", "write a value above 0, or leave the key out")
+    if value > 2**62:
+        raise TextError(f"{quoted(text)} is too large", "leave the key out for no limit")
+    return value
+
+
+def _host(text: str) -> IpAddress | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise TextError(
+            f"{quoted(text)} has a zone", "a selector cannot name an interface: remove the % and after"
+        )
+    return address
+
+
+def _network(text: str, stripped: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(stripped)
+    except ValueError:
+        pass
+    try:
+        loose = ip_network(stripped, strict=False)
+    except ValueError:
+        host, _, length = stripped.partition("/")
+        address = _host(host)
+        if address is None:
+            raise TextError(
+                f"{quoted(text)} is not a network", 'write it as "10.1.0.0/24" or "2001:db8::/64"'
+            ) from None
+        limit = 32 if isinstance(address, IPv4Address) else 128
+        raise TextError(
+            f"{quoted(text)}: {quoted(length)} is not a prefix length",
+            f"an IPv{address.version} prefix is 0 to {limit}",
+        ) from None
+    raise TextError(f"{quoted(text)} has host bits set", f'did you mean "{loose}"?')
+
+
+def _range(text: str, first: IpAddress | None, last: IpAddress | None) -> AddressRange:
+    if first is None or last is None:
+        raise TextError(f"{quoted(text)} is not an address range", 'write it as "10.1.0.10-10.1.0.20"')
+    if first.version != last.version:
+        raise TextError(f"{quoted(text)} begins and ends in different families", "use one family in a range")
+    if int(first) > int(last):
+        raise TextError(f"the range {quoted(text)} runs backwards", f'write "{last}-{first}"')
+    return AddressRange.of(first, last)
+
+
+def _dns_name(text: str, stripped: str) -> str:
+    name = stripped.rstrip(".").lower() if stripped.count("..") == 0 else stripped
+    labels = name.split(".")
+    digits_only = all(label.isdigit() for label in labels)
+    if digits_only or ":" in stripped or not all(_LABEL.match(label) for label in labels) or len(name) > 253:
+        near = nearest(stripped, ("any", "me"))
+        raise TextError(
+            f"{quoted(text)} is not an address",
+            f'did you mean "{near}"?' if near else "any, me, a host, net/len, first-last, or a DNS name",
+        )
+    if len(labels) == 1 and not stripped.endswith(".") and (near := nearest(stripped, ("any", "me"))):
+        raise TextError(
+            f"{quoted(text)} is not an address", f'did you mean "{near}"? For a host of that name write "{name}."'
+        )
+    if labels[-1].isdigit():
+        raise TextError(f"{quoted(text)} is not an address", "the last label of a DNS name is not a number")
+    return name
