@@ -144,6 +144,41 @@ class SaStats:
     drops: MappingType[DropReason, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Packets since the start; a superpacket counts by its segments.
+
+    ``outbound_in == outbound_out + outbound_drops + held`` and
+    ``inbound_in == inbound_out + inbound_drops + control_in`` always hold.
+    """
+
+    #: Packets from the TUN, those of them that were sealed, that were dropped, and that wait for an SA now.
+    outbound_in: int
+    outbound_out: int
+    outbound_drops: int
+    held: int
+    #: ESP packets sent: more than ``outbound_out`` where packets were fragmented before encapsulation.
+    esp_out: int
+    #: ICMP errors written to the TUN.
+    errors_out: int
+    #: Datagrams from the wire, those of them whose inner packet went to the TUN, and that were dropped.
+    inbound_in: int
+    inbound_out: int
+    inbound_drops: int
+    #: IKE messages and NAT keepalives among them.
+    control_in: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunOffload:
+    """Which superpackets the TUN takes (TUNSETOFFLOAD); each can be switched off at run time."""
+
+    tso4: bool = True
+    tso6: bool = True
+    uso4: bool = False
+    uso6: bool = False
+
+
 # Punts: exceptions that come up.
 
 
@@ -222,8 +257,11 @@ class DataPlane(Protocol):
     def activate(self, child: int) -> None:
         """Let the dormant outbound SA of *child* be chosen."""
 
-    def delete_sa(self, spi: int, *, inbound: bool) -> SaStats | None:
-        """Remove an SA and wipe its keys; return its last counters, or None if there was none."""
+    def delete_sa(self, spi: int, *, inbound: bool, child: int | None = None) -> SaStats | None:
+        """Remove an SA and wipe its keys; return its last counters, or None if there was none.
+
+        Outbound SPIs are the peers' choice and may coincide: *child* tells them apart, else the oldest goes.
+        """
 
     def update_path(self, child: int, path: Path) -> None:
         """Send the packets of *child* along *path* from now on."""
@@ -231,7 +269,7 @@ class DataPlane(Protocol):
     def set_path_mtu(self, remote: Endpoint, mtu: int, now: Nanos) -> None:
         """Record the path MTU (octets of outer IP packet) toward *remote*, learned from ICMP or the host."""
 
-    def query_sa(self, spi: int, *, inbound: bool) -> SaStats | None:
+    def query_sa(self, spi: int, *, inbound: bool, child: int | None = None) -> SaStats | None:
         """Return the counters of an SA."""
 
     def release(self, entry: str, now: Nanos) -> None:
@@ -257,6 +295,12 @@ class DataPlane(Protocol):
 
     def drops(self) -> MappingType[DropReason, int]:
         """Return every drop counter since the start."""
+
+    def counters(self) -> Counters:
+        """Return the packet counts since the start."""
+
+    def set_offload(self, offload: TunOffload) -> None:
+        """Say which superpackets the TUN takes from now on."""
 
     def tun_mtu(self) -> int:
         """Return the largest inner packet that every present outbound SA carries whole (default 1400)."""

@@ -1,0 +1,232 @@
+"""Coalescing on the way in: consecutive segments of one flow become one write with a virtio header.
+
+Two TCP segments are merged only when the kernel could cut the result into exactly them again: same addresses,
+ports, TTL, TOS, DF, acknowledgment, window and options, sequence adjacent, none longer than the first, nothing
+after a shorter one or PSH, no IP options, no fragments, no flags but ACK and PSH. Both checksums are verified
+before the first merge, because the merged packet gets a new one.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import TypeAlias
+
+from policy.selectors import TCP, UDP
+from tunnel.dataplane.checksum import checksum, folds, ones_sum
+from tunnel.dataplane.contract import Buffer, TunOffload
+from tunnel.dataplane.offload import (
+    CHECKSUM_OFFSET,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    GSO_UDP_L4,
+    NEEDS_CSUM,
+    PLAIN_VNET,
+    PSH,
+    VNET,
+)
+
+WriteFrame: TypeAlias = tuple[Buffer, ...]
+
+#: The kernel takes 128 segments since 6.9 and 64 before; an IP packet has 65535 octets.
+MAX_SEGMENTS = 64
+MAX_OCTETS = 65535
+_ACK = 0x10
+_LOW = 0xFFFF_FFFF
+_U16 = struct.Struct("!H")
+
+
+class _Run:
+    """Segments of one flow, the first with its header."""
+
+    __slots__ = (
+        "first", "header", "identification", "mask", "match", "next_sequence", "octets", "payloads", "protocol",
+        "pseudo", "push", "size", "steps", "transport", "verified",
+    )  # fmt: skip
+
+    def __init__(self, packet: bytes, transport: int, header: int, protocol: int, number: int) -> None:
+        self.first = packet
+        self.transport, self.header, self.protocol = transport, header, protocol
+        self.payloads = [packet[header:]]
+        self.size = len(packet) - header
+        self.octets = len(packet)
+        self.mask = _mask(transport, header, protocol)
+        self.match = number & self.mask
+        self.next_sequence = -1
+        self.identification = -1
+        self.push = 0
+        self.steps = folds(self.size)
+        addresses = packet[12:20] if transport == 20 else packet[8:40]
+        self.pseudo = ones_sum(addresses) + protocol
+        self.verified = False
+
+    def holds(self, number: int, payload: bytes) -> bool:
+        """Whether the checksums of a segment hold: *number* is its header as an integer."""
+        value = int.from_bytes(payload, "big")
+        size = len(payload)
+        for shift, mask in self.steps if size == self.size else folds(size):
+            value = (value >> shift) + (value & mask)
+        if size & 1:
+            value <<= 8
+        bits = (self.header - self.transport) * 8
+        if self.transport == 20 and (number >> bits) % 65535:
+            return False
+        front = number & ((1 << bits) - 1)
+        return (value + front + self.pseudo + self.header - self.transport + size) % 65535 == 0
+
+    def first_holds(self) -> bool:
+        """Whether the checksums of the first segment hold; computed once."""
+        if not self.verified:
+            self.verified = self.holds(int.from_bytes(self.first[: self.header], "big"), self.payloads[0])
+        return self.verified
+
+    def frame(self) -> WriteFrame:
+        """Return the one packet, or the superpacket, as the buffers of a writev."""
+        if len(self.payloads) == 1:
+            return (PLAIN_VNET, self.first)
+        start, header = self.transport, bytearray(self.first[: self.header])
+        if start == 20:
+            _U16.pack_into(header, 2, self.octets)
+            _U16.pack_into(header, 10, 0)
+            _U16.pack_into(header, 10, checksum(header[:20]))
+            gso_type = GSO_TCPV4
+        else:
+            _U16.pack_into(header, 4, self.octets - 40)
+            gso_type = GSO_TCPV6
+        if self.protocol == UDP:
+            gso_type = GSO_UDP_L4
+            _U16.pack_into(header, start + 4, self.octets - start)
+        else:
+            header[start + 13] |= self.push
+        offset = CHECKSUM_OFFSET[self.protocol]
+        _U16.pack_into(header, start + offset, (self.pseudo + self.octets - start) % 65535)
+        vnet = VNET.pack(NEEDS_CSUM, gso_type, self.header, self.size, start, offset)
+        return (vnet + header, *self.payloads)
+
+
+class Coalescer:
+    """The frames of one burst. Packets of one flow leave in the order in which they came."""
+
+    __slots__ = ("_frames", "_offload", "_runs")
+
+    def __init__(self, offload: TunOffload) -> None:
+        self._offload = offload
+        self._frames: list[WriteFrame | _Run] = []
+        #: The run that the next packet of each flow may join.
+        self._runs: dict[bytes, _Run] = {}
+
+    def finish(self) -> tuple[WriteFrame, ...]:
+        """Return the frames of the burst."""
+        return tuple(item.frame() if isinstance(item, _Run) else item for item in self._frames)
+
+    def add(self, packet: bytes) -> None:
+        """Take one authentic inner packet, whole and without anything behind it."""
+        offload = self._offload
+        first = packet[0]
+        if first == 0x45:
+            protocol, transport = packet[9], 20
+            key = packet[9:10] + packet[12:24]
+            tcp, udp = offload.tso4, offload.uso4
+            plain = not (packet[6] & 0x3F or packet[7])
+        elif first >> 4 == 6:
+            protocol, transport = packet[6], 40
+            key = packet[6:7] + packet[8:44]
+            tcp, udp, plain = offload.tso6, offload.uso6, True
+        else:
+            self._options(packet)
+            return
+        if plain and protocol == TCP and tcp and len(packet) >= transport + 20:
+            self._tcp(packet, transport, key)
+        elif plain and protocol == UDP and udp and len(packet) >= transport + 8:
+            self._udp(packet, transport, key)
+        else:
+            self._frames.append((PLAIN_VNET, packet))
+
+    def _tcp(self, packet: bytes, transport: int, key: bytes) -> None:
+        header = transport + (packet[transport + 12] >> 4) * 4
+        size = len(packet) - header
+        flags = packet[transport + 13]
+        if size <= 0 or flags & ~PSH != _ACK or header < transport + 20:
+            self._runs.pop(key, None)  # nothing later may overtake it
+            self._frames.append((PLAIN_VNET, packet))
+            return
+        number = int.from_bytes(packet[:header], "big")
+        sequence = int.from_bytes(packet[transport + 4 : transport + 8], "big")
+        run = self._runs.get(key)
+        if (
+            run is not None
+            and sequence == run.next_sequence
+            and header == run.header
+            and number & run.mask == run.match
+            and self._joins(run, packet, number, size)
+        ):
+            run.next_sequence = (sequence + size) & _LOW
+        else:
+            run = self._start(_Run(packet, transport, header, TCP, number), key)
+            run.next_sequence = (sequence + size) & _LOW
+            if transport == 20 and not packet[6] & 0x40:
+                run.identification = packet[4] << 8 | packet[5]
+        if flags & PSH or size < run.size:
+            run.push |= flags & PSH
+            self._runs.pop(key, None)
+
+    def _udp(self, packet: bytes, transport: int, key: bytes) -> None:
+        header = transport + 8
+        size = len(packet) - header
+        if (
+            size <= 0
+            or packet[transport + 6 : header] == b"\0\0"
+            or size + 8 != _U16.unpack_from(packet, transport + 4)[0]
+        ):
+            self._runs.pop(key, None)
+            self._frames.append((PLAIN_VNET, packet))
+            return
+        number = int.from_bytes(packet[:header], "big")
+        run = self._runs.get(key)
+        if run is None or number & run.mask != run.match or not self._joins(run, packet, number, size):
+            run = self._start(_Run(packet, transport, header, UDP, number), key)
+        if size < run.size:
+            self._runs.pop(key, None)
+
+    def _joins(self, run: _Run, packet: bytes, number: int, size: int) -> bool:
+        """Append a segment to *run* if sizes, identification and checksums allow."""
+        if size > run.size or len(run.payloads) >= MAX_SEGMENTS or run.octets + size > MAX_OCTETS:
+            return False
+        expected = (run.identification + len(run.payloads)) & 0xFFFF
+        if run.identification >= 0 and packet[4] << 8 | packet[5] != expected:
+            return False  # without DF the identification must step, or cutting again would change it
+        payload = packet[run.header :]
+        if not run.holds(number, payload) or not run.first_holds():
+            return False
+        run.payloads.append(payload)
+        run.octets += size
+        return True
+
+    def _start(self, run: _Run, key: bytes) -> _Run:
+        self._frames.append(run)
+        self._runs[key] = run
+        return run
+
+    def _options(self, packet: bytes) -> None:
+        """An IPv4 packet with options is never merged, and nothing of its flow may overtake it."""
+        transport = (packet[0] & 15) * 4
+        self._runs.pop(packet[9:10] + packet[12:20] + packet[transport : transport + 4], None)
+        self._frames.append((PLAIN_VNET, packet))
+
+
+@lru_cache(maxsize=64)
+def _mask(transport: int, header: int, protocol: int) -> int:
+    """Return the header bits that two segments of one run have in common, as an integer mask."""
+    mask = bytearray(b"\xff" * header)
+    if transport == 20:
+        mask[2:6] = bytes(4)  # total length, identification
+        mask[10:12] = bytes(2)
+    else:
+        mask[4:6] = bytes(2)
+    if protocol == TCP:
+        mask[transport + 4 : transport + 8] = bytes(4)
+        mask[transport + 13] = 0xFF & ~PSH
+        mask[transport + 16 : transport + 18] = bytes(2)
+    else:
+        mask[transport + 4 : transport + 8] = bytes(4)  # length, checksum
+    return int.from_bytes(mask, "big")

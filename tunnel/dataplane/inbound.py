@@ -1,0 +1,227 @@
+"""From the wire to the TUN (RFC 4301 section 5.2, RFC 4303 section 3.4).
+
+Per packet: demultiplex, SAD, replay check, authenticate and decrypt, replay commit, trailer, inner packet, ECN,
+selectors, coalesce. Nothing but counters moves before the packet is authentic.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from cryptography.exceptions import InvalidTag
+
+from policy.clock import SECOND, Nanos
+from policy.path import Path
+from policy.spd import Disposition, Snapshot
+from tunnel.dataplane.coalesce import Coalescer
+from tunnel.dataplane.contract import (
+    DropReason,
+    Expire,
+    IkeDatagram,
+    Mapping,
+    TunOffload,
+    UnknownSpi,
+    WireDatagrams,
+    WriteTun,
+)
+from tunnel.dataplane.ecn import decapsulate
+from tunnel.dataplane.esp import DUMMY, HEADER_SIZE, NEXT_HEADER, TRAILERS
+from tunnel.dataplane.flow import FlowError, parse
+from tunnel.dataplane.ledger import Ledger
+from tunnel.dataplane.sad import MAX_ALLOWED_FLOWS, InboundSa, Sad
+from tunnel.dataplane.transforms import Aead
+from tunnel.dataplane.udpencap import Kind, demultiplex
+
+_HEADER = struct.Struct("!II")
+_LOW = 0xFFFF_FFFF
+_VERSION = {next_header: version for version, next_header in NEXT_HEADER.items()}
+_UNKNOWN_SPI_PER_SECOND = 10
+
+
+class Inbound:
+    """The receiving half of a data plane. *activate* lets the dormant outbound SA of a Child SA be chosen."""
+
+    def __init__(self, ledger: Ledger, sad: Sad) -> None:
+        self._ledger = ledger
+        self._sad = sad
+        self._entries: frozenset[str] = frozenset()
+        self.offload = TunOffload()
+        #: Child SAs whose dormant half is to be activated after the burst.
+        self.activated: list[int] = []
+        self._unknown_since: Nanos = -SECOND
+        self._unknown = 0
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Swap the policy: an SA whose SPD entry is gone delivers nothing any more."""
+        self._entries = frozenset(
+            entry.id for entry in snapshot.spd.entries if entry.disposition is Disposition.PROTECT
+        )
+        for sa in self._sad.inbound.values():
+            self.admit(sa)
+
+    def admit(self, sa: InboundSa) -> None:
+        """Note whether the SPD entry of *sa* is in force."""
+        sa.serves = sa.params.entry in self._entries
+
+    def burst(self, datagrams: list[WireDatagrams], now: Nanos) -> None:
+        """Open what came from the wire; segments are coalesced over the whole burst."""
+        coalescer = Coalescer(self.offload)
+        ledger = self._ledger
+        for item in datagrams:
+            data, size = memoryview(item.data), len(item.data)
+            step = item.segment_size if item.segment_size > 0 else max(size, 1)
+            for offset in range(0, max(size, 1), step):
+                ledger.inbound_in += 1
+                try:
+                    reason = self._one(data[offset : offset + step], item, coalescer, now)
+                except Exception as error:  # a bad packet never ends a burst
+                    ledger.internal_error("inbound", error)
+                    reason = DropReason.INTERNAL
+                if reason is not None:
+                    ledger.drop_inbound(reason)
+        frames = coalescer.finish()
+        if frames:
+            ledger.outputs.append(WriteTun(frames))
+
+    def _one(self, packet: memoryview, item: WireDatagrams, coalescer: Coalescer, now: Nanos) -> DropReason | None:
+        """Open one datagram; return why it was dropped, or None."""
+        if item.path.encapsulated:
+            match demultiplex(packet):
+                case Kind.IKE:
+                    self._ledger.control_in += 1
+                    self._ledger.outputs.append(IkeDatagram(item.path, bytes(packet[4:])))
+                    return None
+                case Kind.KEEPALIVE:
+                    self._ledger.control_in += 1
+                    return None
+                case Kind.SHORT:
+                    return DropReason.SHORT_PACKET
+                case Kind.ESP:
+                    pass
+        if len(packet) < HEADER_SIZE:
+            return DropReason.SHORT_PACKET
+        spi, low = _HEADER.unpack_from(packet)
+        sa = self._sad.inbound.get(spi)
+        if sa is None:
+            self._unknown_spi(item.path, spi, now)
+            return DropReason.UNKNOWN_SPI
+        reason = self._esp(sa, low, packet, item, coalescer, now)
+        if reason is not None:
+            sa.drop(reason, 1)
+        return reason
+
+    def _esp(
+        self, sa: InboundSa, low: int, packet: memoryview, item: WireDatagrams, coalescer: Coalescer, now: Nanos
+    ) -> DropReason | None:
+        transform, window = sa.transform, sa.window
+        if len(packet) < HEADER_SIZE + transform.iv_size + transform.block + transform.icv_size:
+            return DropReason.SHORT_PACKET
+        number = window.top + 1
+        if low != number & _LOW or (number > _LOW and not window.esn):
+            number = window.infer(low)
+            refused = window.check(number)
+            if refused is not None:
+                return refused
+        if sa.octets >= sa.hard:
+            self._expire(sa, hard=True)
+            return DropReason.SA_EXPIRED
+        try:
+            if isinstance(transform, Aead):
+                front = bytes(packet[:16])
+                plain = transform.cipher.decrypt(
+                    transform.salt + front[8:],
+                    packet[16:],
+                    front[:4] + number.to_bytes(8, "big") if window.esn else front[:8],
+                )
+            else:
+                plain = transform.open(packet, (number >> 32).to_bytes(4, "big") if window.esn else b"")
+        except InvalidTag:
+            return DropReason.INTEGRITY
+        newest = number > window.top
+        window.commit(number)
+        sa.packets += 1
+        sa.last_used = now
+        if sa.awaiting or (newest and item.path is not sa.path):
+            self._authentic(sa, item.path)
+        return self._deliver(sa, plain, item.tos & 3, coalescer)
+
+    def _deliver(self, sa: InboundSa, plain: bytes, outer_ecn: int, coalescer: Coalescer) -> DropReason | None:
+        """Check trailer, inner packet, ECN and selectors of a decrypted payload; hand the packet on."""
+        if len(plain) < 2:
+            return DropReason.BAD_PADDING
+        pad, next_header = plain[-2], plain[-1]
+        trailers = TRAILERS.get(next_header)
+        if trailers is None or not plain.endswith(trailers[pad]):
+            return DropReason.BAD_PADDING
+        room = len(plain) - pad - 2
+        sa.octets += room
+        if sa.octets >= sa.next_limit:
+            self._expire(sa, hard=sa.octets >= sa.hard)
+        if next_header == DUMMY:
+            return DropReason.DUMMY
+        version = _VERSION[next_header]
+        if room < 20 or plain[0] >> 4 != version:
+            return DropReason.INNER_MALFORMED
+        key = b""
+        length = plain[2] << 8 | plain[3] if version == 4 else 40 + (plain[4] << 8 | plain[5])
+        if plain[0] == 0x45 and plain[9] in (6, 17) and not (plain[6] & 0x3F or plain[7]):
+            key = plain[9:10] + plain[12:24]
+            plausible = 28 <= length <= room
+        elif version == 6 and plain[6] in (6, 17):
+            key = plain[6:7] + plain[8:44]
+            plausible = 48 <= length <= room
+        else:
+            plausible = False
+        if not plausible or key not in sa.allowed:
+            reason = self._check(sa, plain[:room], key if plausible else b"")
+            if reason is not None:
+                return reason
+        if not sa.serves:
+            return DropReason.SELECTOR_MISMATCH
+        packet = plain[:length]
+        if outer_ecn & 1:  # ECT(1) or CE: all else leaves the inner field alone
+            marked = decapsulate(packet, outer_ecn)
+            if marked is None:
+                return DropReason.ECN_CE_NOT_ECT
+            packet = marked
+        coalescer.add(packet)
+        self._ledger.inbound_out += 1
+        return None
+
+    def _check(self, sa: InboundSa, packet: bytes, key: bytes) -> DropReason | None:
+        """Compare a flow not met before with the selectors of the SA it came over."""
+        try:
+            flow = parse(packet).flow
+        except FlowError:
+            return DropReason.INNER_MALFORMED
+        if not sa.covers(flow):
+            return DropReason.SELECTOR_MISMATCH
+        if key and len(sa.allowed) < MAX_ALLOWED_FLOWS:
+            sa.allowed.add(key)
+        return None
+
+    def _authentic(self, sa: InboundSa, path: Path) -> None:
+        """An authentic packet wakes the dormant twin, and may show that the peer's address changed."""
+        if sa.awaiting:
+            sa.awaiting = False
+            self.activated.append(sa.params.child)
+        if path == sa.path:
+            sa.reported_path = None
+        elif sa.params.follow_nat and path.encapsulated and sa.path.encapsulated and path != sa.reported_path:
+            sa.reported_path = path
+            self._ledger.outputs.append(Mapping(sa.params.child, sa.params.spi, path))
+
+    def _expire(self, sa: InboundSa, *, hard: bool) -> None:
+        """Punt Expire, each kind once."""
+        if hard and sa.expired:
+            return
+        sa.expired |= hard
+        sa.next_limit = sa.hard if not hard else 1 << 128
+        self._ledger.outputs.append(Expire(sa.params.child, sa.params.spi, True, hard, "bytes"))
+
+    def _unknown_spi(self, path: Path, spi: int, now: Nanos) -> None:
+        if now - self._unknown_since >= SECOND:
+            self._unknown_since, self._unknown = now, 0
+        if self._unknown < _UNKNOWN_SPI_PER_SECOND:
+            self._unknown += 1
+            self._ledger.outputs.append(UnknownSpi(path, spi))

@@ -1,0 +1,257 @@
+"""From the TUN to the wire (RFC 4301 section 5.1): classify, find the SA or hold, check the size, seal.
+
+The kernel forwarded a transit packet into the TUN and has decremented its hop limit already, and a packet of this
+host's own must not be decremented; so the hop limit is only looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import assert_never
+
+from policy.clock import SECOND, Nanos
+from policy.selectors import ANY_PROTOCOL, Flow
+from policy.spd import Disposition, Snapshot, SpdEntry
+from tunnel.dataplane import esp
+from tunnel.dataplane.contract import Acquire, Buffer, DropReason, Expire, TunFrame, WriteTun
+from tunnel.dataplane.esp import Segment
+from tunnel.dataplane.flow import FlowError, Parsed
+from tunnel.dataplane.hold import Held, Hold, HoldLimits
+from tunnel.dataplane.icmp import MIN_IPV6_MTU, fragments, packet_too_big
+from tunnel.dataplane.ledger import Ledger
+from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
+from tunnel.dataplane.sad import OutboundSa, Sad
+from tunnel.dataplane.transmit import Transmissions
+
+MAX_CACHED_FLOWS = 65536
+#: An SA that came but holds none of the waiting packets is no reason to negotiate at once again.
+_UNFIT_BACKOFF = SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What the SPD says of a flow."""
+
+    entry: SpdEntry | None
+    drop: DropReason | None = None
+
+
+class Outbound:
+    """The sending half of a data plane."""
+
+    def __init__(self, ledger: Ledger, sad: Sad, limits: HoldLimits) -> None:
+        self._ledger = ledger
+        self._sad = sad
+        self._snapshot = Snapshot(generation=0)
+        self.hold = Hold(limits)
+        #: SAs by flow. Emptied whenever policy or SAs change, so that a hit needs no further check.
+        self._cache: dict[Hashable, OutboundSa] = {}
+        self._verdicts: dict[Hashable, _Verdict] = {}
+        self._transmissions = Transmissions(ledger.outputs)
+        #: Entries with an Acquire outstanding, and until when the others are refused.
+        self._acquiring: set[str] = set()
+        self._refused: dict[str, Nanos] = {}
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Swap the policy; packets held for entries that vanished are dropped."""
+        self._snapshot = snapshot
+        self._verdicts.clear()
+        self.forget_choices()
+        present = {entry.id for entry in snapshot.spd.entries if entry.disposition is Disposition.PROTECT}
+        for entry in self.hold.entries():
+            if entry not in present:
+                gone = sum(frame.packets for frame in self.hold.take(entry))
+                self._ledger.drop_outbound(DropReason.NO_POLICY, gone)
+        self._acquiring &= present
+        self._refused = {entry: until for entry, until in self._refused.items() if entry in present}
+
+    def forget_choices(self) -> None:
+        """Choose the SA of every flow anew: the SAs changed."""
+        self._cache.clear()
+
+    def burst(self, frames: list[TunFrame], now: Nanos) -> None:
+        """Protect packets from the TUN. One lookup a frame, whatever number of packets it stands for."""
+        for item in frames:
+            self._ledger.outbound_in += self._one(item.data, now, None)
+        self._transmissions.flush()
+
+    def release(self, entry: str, now: Nanos) -> None:
+        """Send what waits for *entry*; what still finds no SA is dropped, for another one would not fit either."""
+        self._acquiring.discard(entry)
+        self._refused.pop(entry, None)
+        for held in self.hold.take(entry):
+            self._one(held.data, now, held)
+        self._transmissions.flush()
+
+    def refuse(self, entry: str, now: Nanos, retry_after: Nanos) -> None:
+        """Drop what waits for *entry*, and what comes for it until *retry_after* from now."""
+        self._acquiring.discard(entry)
+        self._refused[entry] = now + retry_after
+        gone = sum(frame.packets for frame in self.hold.take(entry))
+        self._ledger.drop_outbound(DropReason.ACQUIRE_FAILED, gone)
+
+    def expire_held(self, now: Nanos) -> None:
+        """Drop what waited too long."""
+        self._ledger.drop_outbound(DropReason.HOLD_EXPIRED, self.hold.expire(now))
+
+    def _one(self, data: Buffer, now: Nanos, held: Held | None) -> int:
+        """Account for one frame entirely, whatever it is; return how many packets it stands for."""
+        count = 1
+        try:
+            frame = Frame(data)
+            count = frame.count
+            self._send(frame, data, now, held)
+        except FlowError as error:
+            self._ledger.drop_outbound(error.reason, count)
+        except Exception as error:  # a bad packet never ends a burst
+            self._ledger.internal_error("outbound", error)
+            self._ledger.drop_outbound(DropReason.INTERNAL, count)
+        return count
+
+    def _send(self, frame: Frame, data: Buffer, now: Nanos, held: Held | None) -> None:
+        """Seal, hold or drop a frame. Counts move only once nothing can fail any more."""
+        if frame.hop_limit == 0:
+            self._ledger.drop_outbound(DropReason.TTL_EXPIRED, frame.count)
+            return
+        sa = self._cache.get(frame.key)
+        if sa is None:
+            sa = self._choose(frame, data, now, held)
+            if sa is None:
+                return
+            if len(self._cache) >= MAX_CACHED_FLOWS:
+                del self._cache[next(iter(self._cache))]
+            self._cache[frame.key] = sa
+        if frame.largest <= sa.capacity:
+            self._seal(sa, frame, segments(frame), True, now)
+        elif frame.version == 6 and frame.largest <= MIN_IPV6_MTU:
+            self._seal(
+                sa, frame, segments(frame), False, now
+            )  # RFC 8200 section 5: the outer packet is fragmented
+        elif frame.outline().dont_fragment:
+            self._too_big(frame, sa.capacity)
+        else:
+            parts = [part for whole in segments(frame) for part in fragments(b"".join(whole), sa.capacity)]
+            self._seal(sa, frame, parts, True, now)
+
+    def _choose(self, frame: Frame, data: Buffer, now: Nanos, held: Held | None) -> OutboundSa | None:
+        """Return the SA for a flow not in the cache; None when the frame was held or dropped instead."""
+        verdict = self._verdicts.get(frame.key)
+        if verdict is None:
+            verdict = self._look_up(frame.outline())
+            if len(self._verdicts) >= MAX_CACHED_FLOWS:
+                del self._verdicts[next(iter(self._verdicts))]
+            self._verdicts[frame.key] = verdict
+        if verdict.entry is None:
+            self._ledger.drop_outbound(verdict.drop or DropReason.NO_POLICY, frame.count)
+            return None
+        entry, flow = verdict.entry.id, frame.outline().flow
+        sa = self._sad.choose(entry, flow)
+        if sa is not None and not sa.dormant:
+            return sa
+        if sa is None and held is not None:
+            self._refused[entry] = now + _UNFIT_BACKOFF
+        if sa is None and now < self._refused.get(entry, now):
+            self._ledger.drop_outbound(DropReason.ACQUIRE_FAILED, frame.count)
+            return None
+        since = now if held is None else held.since
+        gone = self.hold.push(Held(entry, bytes(data), frame.count, since))
+        self._ledger.drop_outbound(DropReason.HOLD_FULL, gone)
+        if sa is None and entry not in self._acquiring:
+            self._acquiring.add(entry)
+            self._ledger.outputs.append(Acquire(entry, flow))
+        return None
+
+    def _look_up(self, parsed: Parsed) -> _Verdict:
+        """Search the SPD. A fragment without ports must not slip past an entry that wants ports."""
+        flow = parsed.flow
+        if parsed.fragment and flow.source_port is None:
+            entry = next((e for e in self._snapshot.spd.entries if e.outbound and _may_match(e, flow)), None)
+            if entry is not None and not entry.selectors.matches_outbound(flow):
+                return _Verdict(None, DropReason.FRAGMENT_PORTS)
+        else:
+            entry = self._snapshot.spd.lookup_outbound(flow)
+        if entry is None:
+            return _Verdict(None, DropReason.NO_POLICY)
+        match entry.disposition:
+            case Disposition.PROTECT:
+                return _Verdict(entry)
+            case Disposition.DISCARD:
+                return _Verdict(None, DropReason.DISCARD_POLICY)
+            case Disposition.BYPASS:  # steering sends no such packet here, and none leaves in clear from here
+                return _Verdict(None, DropReason.NO_POLICY)
+            case never:
+                assert_never(never)
+
+    def _seal(self, sa: OutboundSa, frame: Frame, parts: list[Segment], df: bool, now: Nanos) -> None:
+        """Seal the parts of a frame within the SA's limits."""
+        total, count = len(parts), frame.count
+        octets = frame.length + (count - 1) * frame.header
+        reason = None
+        if sa.octets + octets >= sa.next_limit or sa.sequence + total >= sa.sequence_soft:
+            allowed, reason = self._within_limits(sa, parts)
+            if allowed < total:
+                # All fragments of one packet, or none.
+                parts = parts[:allowed] if total == count else []
+                count = len(parts)
+                octets = sum(len(header) + len(payload) for header, payload in parts)
+        if parts:
+            self._transmissions.add(id(sa), sa.path, frame.tos, df, esp.seal(sa, parts, frame.version))
+            sa.packets += len(parts)
+            sa.octets += octets
+            sa.last_used = now
+            self._ledger.outbound_out += count
+            self._ledger.esp_out += len(parts)
+        if reason is not None and count < frame.count:
+            sa.drop(reason, frame.count - count)
+            self._ledger.drop_outbound(reason, frame.count - count)
+
+    def _within_limits(self, sa: OutboundSa, parts: list[Segment]) -> tuple[int, DropReason | None]:
+        """Return how many of *parts* the SA may still carry, and what stops the rest; punt Expire when due."""
+        allowed, reason, octets = len(parts), None, sa.octets
+        for index, (header, payload) in enumerate(parts):
+            octets += len(header) + len(payload)
+            if octets > sa.hard:
+                allowed, reason = index, DropReason.SA_EXPIRED
+                break
+        if sa.sequence + allowed > sa.sequence_limit:
+            allowed, reason = sa.sequence_limit - sa.sequence, DropReason.SEQUENCE_OVERFLOW
+        if reason is not None:
+            self._expire(sa, hard=True, cause="bytes" if reason is DropReason.SA_EXPIRED else "sequence")
+        elif octets >= sa.next_limit:
+            self._expire(sa, hard=False, cause="bytes")
+        elif sa.sequence + allowed >= sa.sequence_soft:
+            self._expire(sa, hard=False, cause="sequence")
+        return allowed, reason
+
+    def _expire(self, sa: OutboundSa, *, hard: bool, cause: str) -> None:
+        """Punt Expire, each kind once."""
+        if hard and sa.expired:
+            return
+        if hard:
+            sa.expired = True
+        elif cause == "bytes":
+            sa.next_limit = sa.hard
+        else:
+            sa.sequence_soft = sa.sequence_limit
+        self._ledger.outputs.append(Expire(sa.params.child, sa.params.spi, False, hard, cause))
+
+    def _too_big(self, frame: Frame, capacity: int) -> None:
+        """RFC 4301 section 8.2.1: tell the source, drop the packet."""
+        mtu = max(capacity, MIN_IPV6_MTU) if frame.version == 6 else capacity
+        answer = packet_too_big(frame.packet, frame.outline(), mtu)
+        if answer is not None:
+            self._ledger.outputs.append(WriteTun(((PLAIN_VNET, answer),)))
+            self._ledger.errors_out += 1
+        self._ledger.drop_outbound(DropReason.TOO_BIG, frame.count)
+
+
+def _may_match(entry: SpdEntry, flow: Flow) -> bool:
+    """Whether *entry* would match a packet of these addresses and protocol for some port, or for none."""
+    local, remote = entry.selectors.local, entry.selectors.remote
+    return (
+        flow.version == local.addresses.version
+        and local.protocol in (ANY_PROTOCOL, flow.protocol)
+        and local.addresses.contains(flow.source)
+        and remote.addresses.contains(flow.destination)
+    )

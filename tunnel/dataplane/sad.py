@@ -1,0 +1,177 @@
+"""The Security Association Database (RFC 4301 section 4.4.2): SAs by SPI, by SPD entry and by Child SA."""
+
+from __future__ import annotations
+
+from policy.clock import Nanos
+from policy.path import Path
+from policy.proposals import ProtocolId
+from policy.selectors import Flow
+from policy.spd import Mode
+from tunnel.dataplane.contract import DropReason, SaParams, SaStats
+from tunnel.dataplane.replay import ReplayWindow
+from tunnel.dataplane.transforms import EspTransform, esp_transform
+
+#: SPIs up to 255 are reserved (RFC 4303 section 2.1).
+_FIRST_SPI = 256
+_NEVER = 1 << 128
+#: Inbound flows remembered as inside the SA's selectors, per SA; more are looked up each time.
+MAX_ALLOWED_FLOWS = 16384
+
+
+class Sa:
+    """What both directions share: identity, algorithms, octet limits, counters."""
+
+    __slots__ = (
+        "drops", "expired", "hard", "last_used", "next_limit", "octets", "packets", "params", "path", "transform"
+    )  # fmt: skip
+
+    def __init__(self, params: SaParams) -> None:
+        if not _FIRST_SPI <= params.spi < 2**32:
+            raise ValueError(f"SPI {params.spi:#x} is reserved or not 32 bits")
+        self.params = params
+        self.transform = _transform(params)
+        self.path = params.path
+        self.packets = 0
+        self.octets = 0
+        self.last_used: Nanos = 0
+        self.drops: dict[DropReason, int] = {}
+        self.hard = _NEVER if params.hard_bytes is None else params.hard_bytes
+        #: Octet count at which the burst loops must look at the limits.
+        self.next_limit = min(self.hard, _NEVER if params.soft_bytes is None else params.soft_bytes)
+        #: Whether the hard limit was reported.
+        self.expired = False
+
+    def drop(self, reason: DropReason, count: int) -> None:
+        """Count dropped packets."""
+        self.drops[reason] = self.drops.get(reason, 0) + count
+
+    def wipe(self) -> None:
+        """Overwrite the keys as far as Python allows."""
+        for secret in (self.params.encryption_key, self.params.salt, self.params.integrity_key):
+            secret.wipe()
+
+
+class OutboundSa(Sa):
+    """An SA that sends: the sequence number counter and the largest packet it carries."""
+
+    __slots__ = ("capacity", "dormant", "sequence", "sequence_limit", "sequence_soft")
+
+    def __init__(self, params: SaParams) -> None:
+        super().__init__(params)
+        #: The last number used; the first packet carries 1 (RFC 4303 section 2.2).
+        self.sequence = 0
+        self.sequence_limit = 2**64 - 1 if params.suite.esn else 2**32 - 1
+        #: Past this a successor is asked for: the last sixteenth is four minutes at a million packets a second.
+        self.sequence_soft = self.sequence_limit - (self.sequence_limit >> 4)
+        self.dormant = params.dormant
+        #: The largest inner packet that fits the path MTU; kept current by the data plane.
+        self.capacity = 0
+
+    def stats(self) -> SaStats:
+        """Return the counters."""
+        return SaStats(self.packets, self.octets, self.last_used, self.sequence, dict(self.drops))
+
+
+class InboundSa(Sa):
+    """An SA that receives: the replay window, and the flows found inside its selectors."""
+
+    __slots__ = ("allowed", "awaiting", "reported_path", "serves", "window")
+
+    def __init__(self, params: SaParams) -> None:
+        super().__init__(params)
+        self.window = ReplayWindow(params.replay_window, esn=params.suite.esn)
+        #: Header octets of flows that matched the selectors.
+        self.allowed: set[bytes] = set()
+        #: Whether the outbound twin is dormant until a packet arrives here.
+        self.awaiting = False
+        #: Whether the SPD entry is still in force.
+        self.serves = False
+        self.reported_path: Path | None = None
+
+    def covers(self, flow: Flow) -> bool:
+        """Whether an inner packet lies inside the negotiated selectors (RFC 4301 section 5.2 step 4)."""
+        return any(pair.matches_inbound(flow) for pair in self.params.selectors)
+
+    def stats(self) -> SaStats:
+        """Return the counters."""
+        return SaStats(self.packets, self.octets, self.last_used, self.window.top, dict(self.drops))
+
+
+class Sad:
+    """All SAs. Outbound SPIs are the peers' choice, so two peers may choose the same."""
+
+    __slots__ = ("by_entry", "inbound", "outbound")
+
+    def __init__(self) -> None:
+        self.inbound: dict[int, InboundSa] = {}
+        self.outbound: dict[int, list[OutboundSa]] = {}
+        #: Outbound SAs of each SPD entry, newest Child SA first.
+        self.by_entry: dict[str, list[OutboundSa]] = {}
+
+    def add(self, params: SaParams) -> InboundSa | OutboundSa:
+        """Install an SA. ValueError for a duplicate inbound SPI or anything that it cannot do."""
+        if params.inbound:
+            if params.spi in self.inbound:
+                raise ValueError(f"inbound SPI {params.spi:#x} is in use")
+            inbound = InboundSa(params)
+            inbound.awaiting = any(sa.dormant for sa in self.outbound_of(params.child))
+            self.inbound[params.spi] = inbound
+            return inbound
+        if any(sa.params.child == params.child for sa in self.outbound.get(params.spi, ())):
+            raise ValueError(f"outbound SPI {params.spi:#x} of Child SA {params.child} is in use")
+        outbound = OutboundSa(params)
+        self.outbound.setdefault(params.spi, []).append(outbound)
+        siblings = self.by_entry.setdefault(params.entry, [])
+        siblings.insert(0, outbound)
+        siblings.sort(key=lambda sa: -sa.params.child)
+        if params.dormant:
+            for twin in self.inbound.values():
+                twin.awaiting |= twin.params.child == params.child
+        return outbound
+
+    def remove(self, spi: int, *, inbound: bool, child: int | None = None) -> InboundSa | OutboundSa | None:
+        """Take out and return an SA; *child* tells outbound SAs of equal SPI apart, else the oldest goes."""
+        if inbound:
+            return self.inbound.pop(spi, None)
+        outbound = self.find_outbound(spi, child)
+        if outbound is None:
+            return None
+        _discard(self.outbound, spi, outbound)
+        _discard(self.by_entry, outbound.params.entry, outbound)
+        return outbound
+
+    def find_outbound(self, spi: int, child: int | None = None) -> OutboundSa | None:
+        """Return the oldest outbound SA of *spi*, or that of *child*."""
+        return next((sa for sa in self.outbound.get(spi, ()) if child in (None, sa.params.child)), None)
+
+    def outbound_of(self, child: int) -> list[OutboundSa]:
+        """Return the outbound SAs of a Child SA."""
+        return [sa for sas in self.outbound.values() for sa in sas if sa.params.child == child]
+
+    def choose(self, entry: str, flow: Flow) -> OutboundSa | None:
+        """Return the newest SA of *entry* whose selectors hold *flow*, a usable one before a dormant one."""
+        fitting = [
+            sa
+            for sa in self.by_entry.get(entry, ())
+            if any(pair.matches_outbound(flow) for pair in sa.params.selectors)
+        ]
+        return next((sa for sa in fitting if not sa.dormant), fitting[0] if fitting else None)
+
+
+def _transform(params: SaParams) -> EspTransform:
+    """The SA's algorithms. ValueError for a protocol or mode that does not exist here."""
+    match params.protocol, params.mode:
+        case ProtocolId.ESP, Mode.TUNNEL:
+            return esp_transform(params.suite, params.encryption_key, params.salt, params.integrity_key)
+        case protocol, mode:
+            raise ValueError(f"no {protocol.name} in {mode.value} mode")
+
+
+def _discard(
+    table: dict[int, list[OutboundSa]] | dict[str, list[OutboundSa]], key: object, sa: OutboundSa
+) -> None:
+    """Take *sa* out of the list under *key*, and the list too when it is empty."""
+    rows: dict[object, list[OutboundSa]] = table  # type: ignore[assignment]
+    rows[key].remove(sa)
+    if not rows[key]:
+        del rows[key]

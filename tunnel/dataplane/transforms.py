@@ -1,0 +1,147 @@
+"""What a suite does to an ESP packet: confidentiality, integrity, sizes (RFC 4303 sections 2 and 3.3.2).
+
+An AEAD cipher is used directly by the burst loops of ``esp`` (``Aead``); everything else is a cipher, then a MAC
+(``Separate``). Algorithms are rows of tables.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from policy.proposals import Encr, Integ, Suite
+from policy.secret import Secret
+from tunnel.dataplane.contract import Buffer
+
+
+class AeadCipher(Protocol):
+    """The two calls of `cryptography`'s AEAD classes."""
+
+    def encrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes:
+        """Return ciphertext and tag."""
+
+    def decrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes:
+        """Return the plaintext, or raise InvalidTag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aead:
+    """AES-GCM (RFC 4106) and ChaCha20-Poly1305 (RFC 7634): nonce is salt and IV, the IV is the sequence number."""
+
+    cipher: AeadCipher
+    salt: bytes
+    iv_size: int = 8
+    icv_size: int = 16
+    #: The plaintext with its trailer is a multiple of this.
+    block: int = 4
+
+
+class Separate:
+    """A cipher in CBC mode, or NULL, and HMAC over header, IV, ciphertext and the high half of an ESN.
+
+    RFC 4303 section 2.2.1 (ESN), RFC 3602 (AES-CBC), RFC 2410 (NULL), RFC 4868 (HMAC-SHA2).
+    """
+
+    __slots__ = ("_cipher", "_digest", "_integrity_key", "_iv_cipher", "block", "icv_size", "iv_size")
+
+    def __init__(self, cipher: algorithms.AES | None, digest: str, icv_size: int, integrity_key: bytes) -> None:
+        self._cipher = cipher
+        self._digest = digest
+        self._integrity_key = integrity_key
+        self.icv_size = icv_size
+        self.iv_size = self.block = 16
+        self._iv_cipher = None
+        if cipher is None:
+            self.iv_size, self.block = 0, 4
+        else:
+            # The IV is the sequence number under the same key: unpredictable without it (SP 800-38A appendix C).
+            self._iv_cipher = Cipher(cipher, modes.ECB()).encryptor()  # noqa: S305
+
+    def seal(self, header: bytes, number: int, plaintext: bytes, high: bytes) -> bytes:
+        """Return the ESP packet: *header* (SPI and sequence number), IV, ciphertext and ICV.
+
+        *number* is the whole sequence number; *high* is its upper half under ESN, else empty.
+        """
+        if self._cipher is None or self._iv_cipher is None:
+            body = header + plaintext
+        else:
+            iv = self._iv_cipher.update(number.to_bytes(16, "big"))
+            body = header + iv + encrypt_cbc(self._cipher, iv, plaintext)
+        return body + hmac.digest(self._integrity_key, body + high, self._digest)[: self.icv_size]
+
+    def open(self, packet: Buffer, high: bytes) -> bytes:
+        """Return the plaintext of *packet*, long enough for IV and ICV. InvalidTag if it is forged."""
+        view = memoryview(packet)
+        end = len(view) - self.icv_size
+        body = bytes(view[:end])
+        expected = hmac.digest(self._integrity_key, body + high, self._digest)[: self.icv_size]
+        if not hmac.compare_digest(expected, bytes(view[end:])):
+            raise InvalidTag
+        if self._cipher is None:
+            return body[8:]
+        if (end - 24) % 16:
+            return b""  # authentic, yet no CBC ciphertext: the trailer check refuses it
+        return decrypt_cbc(self._cipher, body[8:24], body[24:])
+
+
+#: ESP's algorithms of one SA, with its keys.
+EspTransform: TypeAlias = Aead | Separate
+
+#: Octets of key by cipher; a cipher with several lengths lists them.
+_KEY_SIZES = {
+    Encr.AES_GCM_16: (16, 24, 32),
+    Encr.CHACHA20_POLY1305: (32,),
+    Encr.AES_CBC: (16, 24, 32),
+    Encr.NULL: (0,),
+}
+_SALT_SIZE = 4
+#: HMAC by transform: digest, octets of key, octets of ICV (RFC 4868 section 2.6, RFC 2403, RFC 2404).
+_HMACS = {
+    Integ.HMAC_SHA2_256_128: ("sha256", 32, 16),
+    Integ.HMAC_SHA2_384_192: ("sha384", 48, 24),
+    Integ.HMAC_SHA2_512_256: ("sha512", 64, 32),
+    Integ.HMAC_SHA1_96: ("sha1", 20, 12),
+    Integ.HMAC_MD5_96: ("md5", 16, 12),
+}
+
+
+def esp_transform(suite: Suite, encryption_key: Secret, salt: Secret, integrity_key: Secret) -> EspTransform:
+    """Return the transform of an ESP suite. ValueError for an algorithm not known here or a key of a wrong size.
+
+    Encryption without integrity does not exist here (RFC 8221 section 4).
+    """
+    encr = suite.encr
+    sizes = _KEY_SIZES.get(encr) if encr is not None else None
+    if encr is None or sizes is None:
+        raise ValueError(f"no ESP cipher {encr!r}")
+    if len(encryption_key) not in sizes or (suite.key_bits and suite.key_bits != len(encryption_key) * 8):
+        raise ValueError(f"{encr.name} with a key of {len(encryption_key)} octets")
+    if suite.aead:
+        if len(salt) != _SALT_SIZE or suite.integ is not Integ.NONE:
+            raise ValueError(f"{encr.name} takes a salt of {_SALT_SIZE} octets and no integrity algorithm")
+        key = encryption_key.reveal()
+        return Aead(AESGCM(key) if encr is Encr.AES_GCM_16 else ChaCha20Poly1305(key), salt.reveal())
+    if suite.integ not in _HMACS:
+        raise ValueError(f"no ESP integrity algorithm {suite.integ!r} beside {encr.name}")
+    digest, key_size, icv_size = _HMACS[suite.integ]
+    if len(integrity_key) != key_size:
+        raise ValueError(f"{suite.integ.name} with a key of {len(integrity_key)} octets")
+    cipher = None if encr is Encr.NULL else algorithms.AES(encryption_key.reveal())
+    return Separate(cipher, digest, icv_size, integrity_key.reveal())
+
+
+def encrypt_cbc(cipher: algorithms.AES, iv: bytes, plaintext: bytes) -> bytes:
+    """Return the CBC ciphertext of whole blocks (RFC 3602 section 2)."""
+    encryptor = Cipher(cipher, modes.CBC(iv)).encryptor()
+    return encryptor.update(plaintext) + encryptor.finalize()
+
+
+def decrypt_cbc(cipher: algorithms.AES, iv: bytes, ciphertext: bytes) -> bytes:
+    """Return the plaintext of whole blocks."""
+    decryptor = Cipher(cipher, modes.CBC(iv)).decryptor()
+    return decryptor.update(ciphertext) + decryptor.finalize()

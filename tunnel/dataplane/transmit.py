@@ -1,0 +1,69 @@
+"""Grouping of sealed packets into ``Transmit``: few system calls a burst, order kept within an SA."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from policy.path import Path
+from tunnel.dataplane.contract import Buffer, DataPlaneOutput, Transmit
+
+#: One sendmsg with UDP_SEGMENT takes 64 segments on every kernel that has it, and a UDP payload's octets.
+MAX_SEGMENTS = 64
+MAX_OCTETS = 65507
+
+
+class _Group:
+    __slots__ = ("buffers", "df", "path", "size", "tos")
+
+    def __init__(self, path: Path, tos: int, df: bool, size: int) -> None:
+        self.path, self.tos, self.df, self.size = path, tos, df, size
+        self.buffers: list[Buffer] = []
+
+
+class Transmissions:
+    """The open group of each SA, during one burst."""
+
+    __slots__ = ("_groups", "_outputs")
+
+    def __init__(self, outputs: deque[DataPlaneOutput]) -> None:
+        self._outputs = outputs
+        self._groups: dict[int, _Group] = {}
+
+    def add(self, key: int, path: Path, tos: int, df: bool, packets: list[bytes]) -> None:
+        """Append the packets of one SA (*key*); a group closes when anything but a shorter last would join it."""
+        group = self._groups.get(key)
+        if group is not None and (group.tos != tos or group.df != df or group.path is not path):
+            self._close(key)
+            group = None
+        index, total = 0, len(packets)
+        while index < total:
+            size = len(packets[index])
+            if group is not None and (
+                size > group.size
+                or len(group.buffers) == MAX_SEGMENTS
+                or (len(group.buffers) + 1) * group.size > MAX_OCTETS
+            ):
+                self._close(key)
+                group = None
+            if group is None:
+                group = self._groups[key] = _Group(path, tos, df, size)
+            room = max(1, min(MAX_SEGMENTS, MAX_OCTETS // group.size) - len(group.buffers))
+            run = packets[index : index + room]
+            if len(run[-1]) != group.size or len(run) > 1:
+                equal = next((i for i, packet in enumerate(run) if len(packet) != group.size), len(run))
+                run = run[: equal + 1] if equal < len(run) and len(run[equal]) < group.size else run[:equal]
+            group.buffers += run
+            index += len(run)
+            if len(run[-1]) < group.size:
+                self._close(key)
+                group = None
+
+    def flush(self) -> None:
+        """Put out every group that is still open."""
+        for key in list(self._groups):
+            self._close(key)
+
+    def _close(self, key: int) -> None:
+        group = self._groups.pop(key)
+        size = group.size if len(group.buffers) > 1 and group.path.encapsulated else 0
+        self._outputs.append(Transmit(group.path, tuple(group.buffers), size, group.tos, group.df))
