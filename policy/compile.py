@@ -20,6 +20,7 @@ from policy.availability import unavailable
 from policy.lint import filter_text
 from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Special
 from policy.order import sort_key
+from policy.overlaps import overlaps, twins
 from policy.path import IpAddress
 from policy.peers import PeerTable
 from policy.problems import CompileError, ConfigError, quoted
@@ -138,7 +139,7 @@ class _Compiler:
         if self._errors:
             raise CompileError(dict.fromkeys(self._errors))
         self._entries.sort(key=sort_key)
-        self._warnings += _twins(self._entries)
+        self._warnings += [*twins(self._entries), *overlaps(self._entries)]
         for name in sorted(self._names.stale):
             self._warnings.append(
                 ConfigError(
@@ -293,23 +294,3 @@ def _size(addresses: AddressRange) -> int:
 def _escaped(name: str) -> str:
     """Keep "/" for what it separates in an entry's id."""
     return name.replace("%", "%25").replace("/", "%2F")
-
-
-def _twins(entries: Sequence[SpdEntry]) -> list[ConfigError]:
-    """Entries that became equal only on this host: the earlier one in order wins, and the operator is told."""
-    found: list[ConfigError] = []
-    first: dict[SelectorPair, SpdEntry] = {}
-    for entry in entries:
-        earlier = first.setdefault(entry.selectors, entry)
-        if earlier is entry or (earlier.disposition, earlier.protection) == (entry.disposition, entry.protection):
-            continue
-        if (earlier.outbound and entry.outbound) or (earlier.inbound and entry.inbound):
-            found.append(
-                ConfigError(
-                    entry.where,
-                    f"on this host, rule {quoted(entry.rule)} selects the same as rule {quoted(earlier.rule)} "
-                    f"({entry.selectors})",
-                    f"rule {quoted(earlier.rule)} wins; make one of them narrower",
-                )
-            )
-    return found
