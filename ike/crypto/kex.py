@@ -48,7 +48,7 @@ def generate(group: Group, entropy: Entropy) -> KeyExchange:
         case Group.X448:
             return KeyExchange(group, _X448(entropy(56)))
         case Group.ECP_256 | Group.ECP_384 | Group.ECP_521:
-            return KeyExchange(group, _Ecp(_CURVES[group], entropy))
+            return KeyExchange(group, _Ecp(*_CURVES[group], entropy))
         case Group.NONE:
             raise LocalError("a key exchange without a method")
         case _:
@@ -63,7 +63,7 @@ def public_length(group: Group) -> int:
         case Group.X448:
             return 56
         case Group.ECP_256 | Group.ECP_384 | Group.ECP_521:
-            return 2 * _octets(_CURVES[group])
+            return 2 * _octets(_CURVES[group][0])
         case Group.NONE:
             return 0
         case _:
@@ -94,10 +94,11 @@ class _Modp:
         return modp_power(self._group, value, self._exponent)
 
 
-_CURVES: dict[Group, ec.EllipticCurve] = {
-    Group.ECP_256: ec.SECP256R1(),  # RFC 5903 section 3.1
-    Group.ECP_384: ec.SECP384R1(),  # RFC 5903 section 3.2
-    Group.ECP_521: ec.SECP521R1(),  # RFC 5903 section 3.3
+#: Curve and prime of its field.
+_CURVES: dict[Group, tuple[ec.EllipticCurve, int]] = {
+    Group.ECP_256: (ec.SECP256R1(), 2**256 - 2**224 + 2**192 + 2**96 - 1),  # RFC 5903 section 3.1
+    Group.ECP_384: (ec.SECP384R1(), 2**384 - 2**128 - 2**96 + 2**32 - 1),  # RFC 5903 section 3.2
+    Group.ECP_521: (ec.SECP521R1(), 2**521 - 1),  # RFC 5903 section 3.3
 }
 
 
@@ -108,10 +109,11 @@ def _octets(curve: ec.EllipticCurve) -> int:
 class _Ecp:
     """Public values are x | y (RFC 5903 section 7); the shared secret is x alone."""
 
-    __slots__ = ("_curve", "_private", "public")
+    __slots__ = ("_curve", "_field", "_private", "public")
 
-    def __init__(self, curve: ec.EllipticCurve, entropy: Entropy) -> None:
+    def __init__(self, curve: ec.EllipticCurve, field: int, entropy: Entropy) -> None:
         self._curve = curve
+        self._field = field
         # 64 bits more than the order make the remainder even enough (FIPS 186-5 appendix A.2.1).
         number = int.from_bytes(entropy(_octets(curve) + 8), "big") % (curve.group_order - 1) + 1
         self._private = ec.derive_private_key(number, curve)
@@ -120,9 +122,14 @@ class _Ecp:
         self.public = numbers.x.to_bytes(size, "big") + numbers.y.to_bytes(size, "big")
 
     def shared(self, peer: bytes) -> bytes:
-        """The point must be on the curve and not at infinity (RFC 6989 section 2.3)."""
+        """The point must be on the curve and not at infinity (RFC 6989 section 2.3).
+
+        OpenSSL takes coordinates that are not reduced, which P-521's odd bits have room for: so range first.
+        """
         size = _octets(self._curve)
         x, y = int.from_bytes(peer[:size], "big"), int.from_bytes(peer[size:], "big")
+        if x >= self._field or y >= self._field:
+            raise InvalidPublicValue(f"{self._curve.name} public value out of range")
         try:
             public = ec.EllipticCurvePublicNumbers(x, y, self._curve).public_key()
         except ValueError:
