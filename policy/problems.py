@@ -21,7 +21,7 @@ class ConfigError:
 
     def __str__(self) -> str:
         hint = f" ({self.hint})" if self.hint else ""
-        return f"{self.where}: {self.message}{hint}"
+        return escaped(f"{self.where}: {self.message}{hint}")
 
 
 class ConfigErrors(Exception):
@@ -52,8 +52,14 @@ class TextError(ValueError):
 def quoted(text: str) -> str:
     """Return *text* in quotes on one line: control characters escaped, overlong text cut."""
     cut = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in cut)
-    return f'"{safe}"'
+    return f'"{escaped(cut)}"'
+
+
+def escaped(text: str) -> str:
+    """Return *text* on one line: nothing in it can forge a line or move a terminal's cursor."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -113,7 +113,7 @@ def transform_text(type_: int, id_: int, key_bits: int | None = None) -> str:
         case TransformType.KE:
             return _name(_GROUP_NAMES, id_, "group")
         case TransformType.ESN:
-            return {Esn.NO: "noesn", Esn.YES: "esn"}.get(Esn(id_) if id_ in (0, 1) else Esn.NO, "noesn")
+            return _name({0: "noesn", 1: "esn"}, id_, "esn")
         case _:
             return f"transform-{type_}-{id_}"
 
@@ -288,8 +288,8 @@ def _check_ciphers(text: str, words: _Words, *, ike: bool) -> None:
         raise TextError(f"in {quoted(text)}: IKE cannot go without encryption", 'write "aes256" for "null"')
     if aead[0] and words.integ:
         raise TextError(
-            f"in {quoted(text)}: a combined-mode cipher has its own integrity, {_INTEG_NAMES[words.integ[0]]!r} "
-            "cannot stand beside it",
+            f"in {quoted(text)}: a combined-mode cipher has its own integrity, "
+            f"{quoted(_INTEG_NAMES[words.integ[0]])} cannot stand beside it",
             f'remove "{_INTEG_NAMES[words.integ[0]]}"'
             + (f' or write "prf{_INTEG_NAMES[words.integ[0]]}"' if ike and not words.prf else ""),
         )
@@ -304,7 +304,8 @@ def _parse_protocol(text: str, part: str) -> Proposal:
     kind = protocol.strip().lower()
     if not colon or kind not in ("esp", "ah"):
         raise TextError(
-            f"{quoted(text)} does not begin with a protocol", f'write "esp:{rest or part}" or "ah:sha256"'
+            f"{quoted(text)} does not begin with a protocol",
+            f'write {quoted(f"esp:{rest or part}")} or "ah:sha256"',
         )
     words = _sort_words(text, rest.split("-"))
     if words.groups:
