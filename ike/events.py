@@ -73,6 +73,8 @@ class ChildSa:
     replaces: int | None = None
     follow_nat: bool = False
     replay_window: int = 1024
+    #: When the endpoint means to rekey it, for the operator to see.
+    rekey_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ike.events import Event
+from policy.explain import Direction
 from policy.selectors import Flow
 from tunnel.dataplane.contract import Transmit, WriteTun
 
@@ -30,6 +31,8 @@ class Explain:
     """Ask what happens to a flow, by which filter, rule, action and SA, and why."""
 
     flow: Flow
+    #: None: outbound when the source is this host or when an entry matches that way, else inbound.
+    direction: Direction | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,358 @@
+"""The gateway: SPD, SAD and IKE composed into one pure object.
+
+Law: after any one mutation, ``poll`` until it returns None, then read ``deadline``, before the next mutation.
+``tunnel.pump.drain`` is the code that knows this; host and simulator both call it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TypeAlias, assert_never
+
+from ike.events import (
+    AcquireFailed,
+    ChildActivated,
+    ChildInstalled,
+    ChildRemoved,
+    ChildSa,
+    Event,
+    IkeOutput,
+    Level,
+    PathChanged,
+    SendIke,
+)
+from policy.clock import SECOND, Entropy, Nanos
+from policy.diff import diff
+from policy.path import IKE_PORT, NATT_PORT, Endpoint
+from policy.selectors import Flow
+from policy.spd import Snapshot
+from tunnel.children import Children
+from tunnel.commands import execute
+from tunnel.control import ControlFactory, IkeControl
+from tunnel.dataplane.contract import (
+    Acquire,
+    Activated,
+    DataPlane,
+    DataPlaneOutput,
+    Expire,
+    IkeDatagram,
+    InternalError,
+    Mapping,
+    SaParams,
+    Transmit,
+    TunFrame,
+    UnknownSpi,
+    WireDatagrams,
+    WriteTun,
+)
+from tunnel.dataplane.reference import ReferenceDataPlane
+from tunnel.outputs import Command, Output, TunMtu
+
+#: After the data plane refused a Child SA that was negotiated properly, a bug or a lack: no hurry to try again.
+_RETRY_REFUSED = 30 * SECOND
+_MARKER = bytes(4)
+
+_Pending: TypeAlias = DataPlaneOutput | IkeOutput
+
+
+class Gateway:
+    """One security gateway or host: packets, datagrams, time, policy and commands in, ``Output``s out.
+
+    *entropy* is the only source of chance, ``now`` the only clock (monotonic nanoseconds that never go back).
+    """
+
+    def __init__(
+        self,
+        *,
+        entropy: Entropy,
+        dataplane: DataPlane | None = None,
+        control: ControlFactory | None = None,
+    ) -> None:
+        self.dataplane: DataPlane = ReferenceDataPlane() if dataplane is None else dataplane
+        if control is None:
+            from ike.endpoint import IkeEndpoint as control  # noqa: PLC0415
+        self.ike: IkeControl = control(entropy=entropy, last_heard=self._last_heard)
+        self.snapshot = Snapshot(generation=0)
+        self.children = Children()
+        self._outputs: deque[Output] = deque()
+        self._pending: deque[_Pending] = deque()
+        self._tun_mtu: int | None = None
+        self._tables_changed = True
+        #: Failed acquires of the mutation under way, for the answer to the operator's ``initiate``.
+        self._failed: dict[str, str] = {}
+
+    # Inputs
+
+    def load(self, snapshot: Snapshot, now: Nanos) -> None:
+        """Put *snapshot* in force.
+
+        The data plane has it before IKE does: new DISCARDs take effect before SAs are torn down, and at no
+        moment does a packet meet neither its old SA nor its new policy.
+        """
+        self._begin()
+        delta = diff(self.snapshot, snapshot)
+        before, self.snapshot = self.snapshot, snapshot
+        self.children.load(snapshot)
+        self.dataplane.load(snapshot, now)
+        self._collect()
+        self.ike.load(snapshot, now)
+        self._tables_changed = True
+        name = "no policy" if snapshot.policy is None else f'policy "{snapshot.policy}"'
+        self._outputs.append(
+            Event(
+                "policy_loaded",
+                Level.INFO,
+                f"{name} is in force: {delta}",
+                {
+                    "policy": snapshot.policy,
+                    "previous": before.policy,
+                    "generation": snapshot.generation,
+                    "entries": len(snapshot.spd.entries),
+                    "peers": len(snapshot.pad.peers),
+                },
+            )
+        )
+        self._settle(now)
+
+    def handle_tun(self, frames: list[TunFrame], now: Nanos) -> None:
+        """Take packets from the TUN."""
+        self._begin()
+        self.dataplane.outbound(frames, now)
+        self._settle(now)
+
+    def handle_wire(self, datagrams: list[WireDatagrams], now: Nanos) -> None:
+        """Take datagrams from the sockets, in their order: an IKE message may bring the SA of the next packet."""
+        self._begin()
+        burst: list[WireDatagrams] = []
+        for datagram in datagrams:
+            port = datagram.path.local.port
+            if port != IKE_PORT:
+                burst.append(datagram)
+            if port == IKE_PORT or (port == NATT_PORT and bytes(datagram.data[:4]) == _MARKER):
+                self._inbound(burst, now)
+                burst = []
+            if port == IKE_PORT:
+                for message in _segments(datagram):
+                    self.ike.receive(datagram.path, message, now)
+                    self._settle(now)
+        self._inbound(burst, now)
+        self._settle(now)
+
+    def handle_timeout(self, now: Nanos) -> None:
+        """Do what is due. Spurious calls are harmless."""
+        self._begin()
+        for draining in self.children.drained(now):
+            self._delete(draining.spi_in, inbound=True, child=draining.child)
+        self.dataplane.handle_timeout(now)
+        self._collect()
+        self.ike.handle_timeout(now)
+        self._tables_changed = True
+        self._settle(now)
+
+    def path_mtu(self, remote: Endpoint, mtu: int, now: Nanos) -> None:
+        """Take the path MTU toward *remote*, in octets of outer IP packet."""
+        self._begin()
+        self.dataplane.set_path_mtu(remote, mtu, now)
+        self._tables_changed = True
+        self._settle(now)
+
+    def command(self, command: Command, now: Nanos) -> dict[str, object]:
+        """Execute an operator's command and return its answer, ready for JSON. A mutation like any other."""
+        self._begin()
+        self._failed = {}
+        answer = execute(self, command, now, lambda: self._settle(now))
+        self._settle(now)
+        return answer
+
+    # Outputs
+
+    def poll(self) -> Output | None:
+        """Return the next output, or None."""
+        return self._outputs.popleft() if self._outputs else None
+
+    def deadline(self) -> Nanos | None:
+        """Return when ``handle_timeout`` is next wanted, None if never. Valid after ``poll`` returned None."""
+        candidates = (self.children.deadline(), self.dataplane.deadline(), self.ike.deadline())
+        return min((at for at in candidates if at is not None), default=None)
+
+    # For the commands
+
+    def start(self, entry: str, flow: Flow | None, now: Nanos) -> None:
+        """Negotiate for *entry*."""
+        self.children.negotiating(entry)
+        self.ike.acquire(entry, flow, now)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why entries failed during the command under way."""
+        return self._failed
+
+    # Inside
+
+    def _begin(self) -> None:
+        if self._outputs:
+            raise RuntimeError("poll until None before the next mutation")
+
+    def _inbound(self, burst: list[WireDatagrams], now: Nanos) -> None:
+        if burst:
+            self.dataplane.inbound(burst, now)
+            self._settle(now)
+
+    def _collect(self) -> None:
+        """Take what both planes have to say, after any call to either."""
+        while (said := self.dataplane.poll()) is not None:
+            self._pending.append(said)
+        while (news := self.ike.poll()) is not None:
+            self._pending.append(news)
+
+    def _settle(self, now: Nanos) -> None:
+        """Carry the planes' outputs to each other or out, until both are silent."""
+        self._collect()
+        while self._pending:
+            output = self._pending.popleft()
+            match output:
+                case Transmit() | WriteTun() | Event():
+                    self._outputs.append(output)
+                case SendIke():
+                    self._outputs.append(Transmit(output.path, (output.data,)))
+                case ChildInstalled() | ChildActivated() | ChildRemoved() | PathChanged() | AcquireFailed():
+                    self._from_ike(output, now)
+                case _:
+                    self._punted(output, now)
+            self._collect()
+        if self._tables_changed:
+            self._tables_changed = False
+            mtu = self.dataplane.tun_mtu()
+            if mtu != self._tun_mtu:
+                self._tun_mtu = mtu
+                self._outputs.append(TunMtu(mtu))
+
+    def _from_ike(
+        self, output: ChildInstalled | ChildActivated | ChildRemoved | PathChanged | AcquireFailed, now: Nanos
+    ) -> None:
+        match output:
+            case ChildInstalled(sa):
+                self._install(sa, now)
+            case ChildActivated(child):
+                self.dataplane.activate(child)
+                self.children.activate(child)
+            case ChildRemoved():
+                self._remove(output, now)
+            case PathChanged(children, path):
+                for child in children:
+                    self.dataplane.update_path(child, path)
+                    self.children.move(child, path)
+                self._tables_changed = True
+            case AcquireFailed(entry=entry, reason=reason, retry_after=retry_after):
+                self.children.failed(entry, reason)
+                self._failed[entry] = reason
+                self.dataplane.refuse(entry, now, retry_after)
+            case _:
+                assert_never(output)
+
+    def _punted(
+        self,
+        punt: Acquire | Expire | Mapping | Activated | UnknownSpi | IkeDatagram | InternalError,
+        now: Nanos,
+    ) -> None:
+        match punt:
+            case Acquire(entry, flow):
+                self.start(entry, flow, now)
+            case Expire(child=child, hard=hard):
+                self.ike.expire(child, hard, now)
+            case Mapping(child=child, path=path):
+                self.ike.mapping(child, path, now)
+            case Activated(child):
+                self.children.activate(child)
+            case UnknownSpi(path, spi):
+                self.ike.unknown_spi(path, spi, now)
+            case IkeDatagram(path, data):
+                self.ike.receive(path, data, now)
+            case InternalError(where, trace):
+                message = f"internal error in the data plane ({where})"
+                self._outputs.append(
+                    Event("internal_error", Level.ERROR, message, {"where": where, "trace": trace})
+                )
+            case _:
+                assert_never(punt)
+
+    def _install(self, sa: ChildSa, now: Nanos) -> None:
+        """Inbound before outbound (RFC 7296 section 2.8), then what waited for it."""
+        try:
+            self.dataplane.add_sa(_params(sa, inbound=True), now)
+        except ValueError as error:
+            self._refuse(sa, str(error), now)
+            return
+        try:
+            self.dataplane.add_sa(_params(sa, inbound=False), now)
+        except ValueError as error:
+            self._delete(sa.spi_in, inbound=True, child=sa.child)
+            self._refuse(sa, str(error), now)
+            return
+        self.children.install(sa, now)
+        self._tables_changed = True
+        self._collect()
+        self.dataplane.release(sa.entry, now)
+
+    def _refuse(self, sa: ChildSa, reason: str, now: Nanos) -> None:
+        """The data plane cannot do it: better no SA than one that drops its packets."""
+        text = f"the data plane refused it: {reason}"
+        fields = {"child": sa.child, "entry": sa.entry, "peer": sa.peer, "reason": reason}
+        self._outputs.append(Event("child_refused", Level.WARNING, f"child {sa.spi_in:08x}: {text}", fields))
+        self.children.failed(sa.entry, text)
+        self._failed[sa.entry] = text
+        self.ike.terminate_child(sa.child, now)
+        if not self.children.of_entry(sa.entry):
+            self.dataplane.refuse(sa.entry, now, _RETRY_REFUSED)
+
+    def _remove(self, removed: ChildRemoved, now: Nanos) -> None:
+        """Outbound goes at once; the inbound half still receives what is in flight."""
+        installed = self.children.remove(removed.child, removed.reason)
+        if installed is None:
+            return  # refused when it was to be installed
+        self._delete(removed.spi_out, inbound=False, child=removed.child)
+        if removed.drain > 0:
+            self.children.drain(removed.child, removed.spi_in, now + removed.drain)
+        else:
+            self._delete(removed.spi_in, inbound=True, child=removed.child)
+
+    def _delete(self, spi: int, *, inbound: bool, child: int) -> None:
+        self.dataplane.delete_sa(spi, inbound=inbound, child=child)
+        self._tables_changed = True
+        self._collect()
+
+    def _last_heard(self, child: int) -> Nanos:
+        spi = self.children.inbound_spi(child)
+        stats = None if spi is None else self.dataplane.query_sa(spi, inbound=True, child=child)
+        return 0 if stats is None else stats.last_used
+
+
+def _segments(datagram: WireDatagrams) -> list[bytes]:
+    """Return the messages that UDP_GRO merged."""
+    data, size = bytes(datagram.data), datagram.segment_size
+    if not 0 < size < len(data):
+        return [data]
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def _params(sa: ChildSa, *, inbound: bool) -> SaParams:
+    encryption_key, salt, integrity_key = sa.keys_in if inbound else sa.keys_out
+    return SaParams(
+        spi=sa.spi_in if inbound else sa.spi_out,
+        inbound=inbound,
+        protocol=sa.protocol,
+        mode=sa.mode,
+        suite=sa.suite,
+        encryption_key=encryption_key,
+        salt=salt,
+        integrity_key=integrity_key,
+        path=sa.path,
+        selectors=sa.selectors,
+        entry=sa.entry,
+        child=sa.child,
+        replay_window=sa.replay_window,
+        soft_bytes=None if inbound else sa.soft_bytes,
+        hard_bytes=None if inbound else sa.hard_bytes,
+        dormant=not inbound and sa.dormant,
+        follow_nat=sa.follow_nat,
+    )
