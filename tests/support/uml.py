@@ -6,6 +6,7 @@ serves as the oracle for packets: the kernel of the machine itself may have no X
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
@@ -15,8 +16,8 @@ from types import TracebackType
 
 _MODULES = (
     "drbg jitterentropy_rng hmac sha512_generic chacha_generic poly1305_generic ghash-generic ctr cbc gcm ccm "
-    "authenc authencesn chacha20poly1305 seqiv echainiv cmac xcbc esp4 esp6 ah4 ah6 xfrm_user tunnel4 xfrm4_tunnel "
-    "dummy"
+    "authenc authencesn chacha20poly1305 seqiv echainiv cmac xcbc esp4 esp6 ah4 ah6 xfrm_user tunnel4 "
+    "xfrm4_tunnel dummy"
 )
 _INIT = f"""#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -91,6 +92,9 @@ class UmlGuest:
         if process is not None:
             process.kill()
             process.wait()
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # a command that the guest never read
+                    process.stdin.close()
             # The guest's kernel threads are processes of their own; all of them hold its directory's name.
             subprocess.run(["pkill", "-9", "-f", str(self._directory)], check=False)
         shutil.rmtree(self._directory, ignore_errors=True)
