@@ -261,7 +261,8 @@ def _plane(name: str, esn: bool, inner: int, path: Path) -> ReferenceDataPlane:
             spi=SPI_TO_US if inbound else SPI_TO_GUEST, inbound=inbound, protocol=ProtocolId.ESP, mode=Mode.TUNNEL,
             suite=Suite(ProtocolId.ESP, suite.encr, suite.key_bits, suite.integ, esn=esn),
             encryption_key=Secret(bytes(range(key))), salt=Secret(b"salt"[:salt]),
-            integrity_key=Secret(bytes(range(100, 100 + integrity))), path=path, selectors=(pair,), entry="e", child=1,
+            integrity_key=Secret(bytes(range(100, 100 + integrity))), path=path, selectors=(pair,),
+            entry="e", child=1,
         )  # fmt: skip
         plane.add_sa(params, 0)
     return plane
