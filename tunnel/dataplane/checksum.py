@@ -17,7 +17,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Folds: TypeAlias = tuple[tuple[int, int], ...]
 
 #: An integer of fewer octets than this is divided at once.
-_SMALL = 64
+_SMALL = 128
 
 
 @lru_cache(maxsize=4096)

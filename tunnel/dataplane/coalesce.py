@@ -40,8 +40,9 @@ class _Run:
     """Segments of one flow, the first with its header."""
 
     __slots__ = (
-        "first", "header", "identification", "mask", "match", "next_sequence", "octets", "payloads", "protocol",
-        "pseudo", "push", "size", "steps", "transport", "verified",
+        "first", "header", "identification", "mask", "match", "next_mask", "next_match", "next_sequence", "octets",
+        "owner", "payloads", "plain_size", "protocol", "pseudo", "push", "sequence_shift", "size", "steps",
+        "trailer", "transport", "verified",
     )  # fmt: skip
 
     def __init__(self, packet: bytes, transport: int, header: int, protocol: int, number: int) -> None:
@@ -59,6 +60,16 @@ class _Run:
         addresses = packet[12:20] if transport == 20 else packet[8:40]
         self.pseudo = ones_sum(addresses) + protocol
         self.verified = False
+        self.owner: object = None
+        self.plain_size = 0
+
+    def expect(self, owner: object, plain_size: int, trailer: bytes) -> None:
+        """Prepare for ``Coalescer.extend``: the next segment has this header but for the fields that step."""
+        self.owner, self.plain_size, self.trailer = owner, plain_size, trailer
+        number = int.from_bytes(self.first[: self.header], "big")
+        self.sequence_shift = (self.header - self.transport - 8) * 8
+        self.next_mask = self.mask | _unmerged(self.transport, self.header)
+        self.next_match = number & self.next_mask
 
     def holds(self, number: int, payload: bytes) -> bool:
         """Whether the checksums of a segment hold: *number* is its header as an integer."""
@@ -107,20 +118,57 @@ class _Run:
 class Coalescer:
     """The frames of one burst. Packets of one flow leave in the order in which they came."""
 
-    __slots__ = ("_frames", "_offload", "_runs")
+    __slots__ = ("_frames", "_last", "_offload", "_runs")
 
     def __init__(self, offload: TunOffload) -> None:
         self._offload = offload
         self._frames: list[WriteFrame | _Run] = []
         #: The run that the next packet of each flow may join.
         self._runs: dict[bytes, _Run] = {}
+        #: The run that the very next packet most likely joins.
+        self._last: _Run | None = None
 
     def finish(self) -> tuple[WriteFrame, ...]:
         """Return the frames of the burst."""
         return tuple(item.frame() if isinstance(item, _Run) else item for item in self._frames)
 
-    def add(self, packet: bytes) -> None:
-        """Take one authentic inner packet, whole and without anything behind it."""
+    def extend(self, owner: object, plain: bytes) -> bool:
+        """Take a decrypted payload if it is the very next full segment of the last run of the SA *owner*.
+
+        Whatever else there is to check was checked for the run's first segment, and stands in octets that are
+        compared here: header, length and trailer.
+        """
+        run = self._last
+        if (
+            run is None
+            or run.owner is not owner
+            or len(plain) != run.plain_size
+            or not plain.endswith(run.trailer)
+            or len(run.payloads) >= MAX_SEGMENTS
+            or run.octets + run.size > MAX_OCTETS
+        ):
+            return False
+        number = int.from_bytes(plain[: run.header], "big")
+        if (
+            number & run.next_mask != run.next_match
+            or (number >> run.sequence_shift) & _LOW != run.next_sequence
+            or not (run.verified or run.first_holds())
+        ):
+            return False
+        payload = plain[run.header : run.header + run.size]
+        if not run.holds(number, payload):
+            return False
+        run.payloads.append(payload)
+        run.octets += run.size
+        run.next_sequence = (run.next_sequence + run.size) & _LOW
+        return True
+
+    def add(self, packet: bytes, owner: object = None, plain_size: int = 0, trailer: bytes = b"") -> None:
+        """Take one authentic inner packet, whole and without anything behind it.
+
+        The SA, the size of the decrypted payload and what followed the packet there are what ``extend`` compares.
+        """
+        self._last = None
         offload = self._offload
         first = packet[0]
         if first == 0x45:
@@ -136,20 +184,25 @@ class Coalescer:
             self._options(packet)
             return
         if plain and protocol == TCP and tcp and len(packet) >= transport + 20:
-            self._tcp(packet, transport, key)
+            run = self._tcp(packet, transport, key)
+            if run is not None and run.identification < 0 and owner is not None:
+                if run.owner is not owner or run.plain_size != plain_size:
+                    run.expect(owner, plain_size, trailer)
+                self._last = run
         elif plain and protocol == UDP and udp and len(packet) >= transport + 8:
             self._udp(packet, transport, key)
         else:
             self._frames.append((PLAIN_VNET, packet))
 
-    def _tcp(self, packet: bytes, transport: int, key: bytes) -> None:
+    def _tcp(self, packet: bytes, transport: int, key: bytes) -> _Run | None:
+        """Merge a segment or start a run with it; return the run if it is still open."""
         header = transport + (packet[transport + 12] >> 4) * 4
         size = len(packet) - header
         flags = packet[transport + 13]
         if size <= 0 or flags & ~PSH != _ACK or header < transport + 20:
             self._runs.pop(key, None)  # nothing later may overtake it
             self._frames.append((PLAIN_VNET, packet))
-            return
+            return None
         number = int.from_bytes(packet[:header], "big")
         sequence = int.from_bytes(packet[transport + 4 : transport + 8], "big")
         run = self._runs.get(key)
@@ -169,6 +222,8 @@ class Coalescer:
         if flags & PSH or size < run.size:
             run.push |= flags & PSH
             self._runs.pop(key, None)
+            return None
+        return run
 
     def _udp(self, packet: bytes, transport: int, key: bytes) -> None:
         header = transport + 8
@@ -229,4 +284,14 @@ def _mask(transport: int, header: int, protocol: int) -> int:
         mask[transport + 16 : transport + 18] = bytes(2)
     else:
         mask[transport + 4 : transport + 8] = bytes(4)  # length, checksum
+    return int.from_bytes(mask, "big")
+
+
+@lru_cache(maxsize=64)
+def _unmerged(transport: int, header: int) -> int:
+    """Return the bits of the length field and of PSH: equal in full segments that do not end a run."""
+    mask = bytearray(header)
+    at = 2 if transport == 20 else 4
+    mask[at : at + 2] = b"\xff\xff"
+    mask[transport + 13] = 0xFF
     return int.from_bytes(mask, "big")

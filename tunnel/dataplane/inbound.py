@@ -29,8 +29,7 @@ from tunnel.dataplane.esp import DUMMY, HEADER_SIZE, NEXT_HEADER, TRAILERS
 from tunnel.dataplane.flow import FlowError, parse
 from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.sad import MAX_ALLOWED_FLOWS, InboundSa, Sad
-from tunnel.dataplane.transforms import Aead
-from tunnel.dataplane.udpencap import Kind, demultiplex
+from tunnel.dataplane.udpencap import NON_ESP_MARKER, Kind, demultiplex
 
 _HEADER = struct.Struct("!II")
 _LOW = 0xFFFF_FFFF
@@ -68,9 +67,10 @@ class Inbound:
         coalescer = Coalescer(self.offload)
         ledger = self._ledger
         for item in datagrams:
-            data, size = memoryview(item.data), len(item.data)
-            step = item.segment_size if item.segment_size > 0 else max(size, 1)
-            for offset in range(0, max(size, 1), step):
+            data = bytes(item.data)
+            end = max(len(data), 1)
+            step = item.segment_size if item.segment_size > 0 else end
+            for offset in range(0, end, step):
                 ledger.inbound_in += 1
                 try:
                     reason = self._one(data[offset : offset + step], item, coalescer, now)
@@ -83,23 +83,13 @@ class Inbound:
         if frames:
             ledger.outputs.append(WriteTun(frames))
 
-    def _one(self, packet: memoryview, item: WireDatagrams, coalescer: Coalescer, now: Nanos) -> DropReason | None:
-        """Open one datagram; return why it was dropped, or None."""
-        if item.path.encapsulated:
-            match demultiplex(packet):
-                case Kind.IKE:
-                    self._ledger.control_in += 1
-                    self._ledger.outputs.append(IkeDatagram(item.path, bytes(packet[4:])))
-                    return None
-                case Kind.KEEPALIVE:
-                    self._ledger.control_in += 1
-                    return None
-                case Kind.SHORT:
-                    return DropReason.SHORT_PACKET
-                case Kind.ESP:
-                    pass
-        if len(packet) < HEADER_SIZE:
-            return DropReason.SHORT_PACKET
+    def _one(self, packet: bytes, item: WireDatagrams, coalescer: Coalescer, now: Nanos) -> DropReason | None:
+        """Demultiplex one datagram; return why it was dropped, or None."""
+        if len(packet) < HEADER_SIZE or packet[:4] == NON_ESP_MARKER:
+            if item.path.encapsulated:
+                return self._control(packet, item.path)
+            if len(packet) < HEADER_SIZE:
+                return DropReason.SHORT_PACKET
         spi, low = _HEADER.unpack_from(packet)
         sa = self._sad.inbound.get(spi)
         if sa is None:
@@ -110,14 +100,28 @@ class Inbound:
             sa.drop(reason, 1)
         return reason
 
+    def _control(self, packet: bytes, path: Path) -> DropReason | None:
+        """Take what is no ESP packet on port 4500."""
+        match demultiplex(packet):
+            case Kind.IKE:
+                self._ledger.outputs.append(IkeDatagram(path, packet[4:]))
+            case Kind.KEEPALIVE:
+                pass
+            case Kind.SHORT | Kind.ESP:
+                return DropReason.SHORT_PACKET
+        self._ledger.control_in += 1
+        return None
+
     def _esp(
-        self, sa: InboundSa, low: int, packet: memoryview, item: WireDatagrams, coalescer: Coalescer, now: Nanos
+        self, sa: InboundSa, low: int, packet: bytes, item: WireDatagrams, coalescer: Coalescer, now: Nanos
     ) -> DropReason | None:
-        transform, window = sa.transform, sa.window
-        if len(packet) < HEADER_SIZE + transform.iv_size + transform.block + transform.icv_size:
+        """RFC 4303 section 3.4: the common case, a packet in sequence, is one comparison at each step."""
+        if len(packet) < sa.smallest:
             return DropReason.SHORT_PACKET
-        number = window.top + 1
-        if low != number & _LOW or (number > _LOW and not window.esn):
+        window, esn = sa.window, sa.esn
+        top = window.top
+        number = top + 1
+        if low != number & _LOW or (number > _LOW and not esn):
             number = window.infer(low)
             refused = window.check(number)
             if refused is not None:
@@ -126,56 +130,62 @@ class Inbound:
             self._expire(sa, hard=True)
             return DropReason.SA_EXPIRED
         try:
-            if isinstance(transform, Aead):
-                front = bytes(packet[:16])
-                plain = transform.cipher.decrypt(
-                    transform.salt + front[8:],
-                    packet[16:],
-                    front[:4] + number.to_bytes(8, "big") if window.esn else front[:8],
-                )
+            if sa.decrypt is not None:
+                header = packet[:4] + number.to_bytes(8, "big") if esn else packet[:8]
+                plain = sa.decrypt(sa.salt + packet[8:16], packet[16:], header)
             else:
-                plain = transform.open(packet, (number >> 32).to_bytes(4, "big") if window.esn else b"")
+                plain = sa.open(packet, (number >> 32).to_bytes(4, "big") if esn else b"")
         except InvalidTag:
             return DropReason.INTEGRITY
-        newest = number > window.top
-        window.commit(number)
+        if number == top + 1:
+            window.top = number
+        else:
+            window.commit(number)
         sa.packets += 1
+        sa.octets += len(plain)
         sa.last_used = now
-        if sa.awaiting or (newest and item.path is not sa.path):
+        if sa.awaiting or (item.path is not sa.seen_path and number > top):
             self._authentic(sa, item.path)
+        if sa.octets >= sa.next_limit:
+            self._expire(sa, hard=sa.octets >= sa.hard)
+        if not item.tos & 1 and coalescer.extend(sa, plain):
+            self._ledger.inbound_out += 1
+            return None
         return self._deliver(sa, plain, item.tos & 3, coalescer)
 
     def _deliver(self, sa: InboundSa, plain: bytes, outer_ecn: int, coalescer: Coalescer) -> DropReason | None:
-        """Check trailer, inner packet, ECN and selectors of a decrypted payload; hand the packet on."""
+        """Check trailer, inner packet, selectors and ECN of a decrypted payload; hand the packet on."""
         if len(plain) < 2:
             return DropReason.BAD_PADDING
-        pad, next_header = plain[-2], plain[-1]
+        next_header = plain[-1]
         trailers = TRAILERS.get(next_header)
-        if trailers is None or not plain.endswith(trailers[pad]):
+        if trailers is None or not plain.endswith(trailers[plain[-2]]):
             return DropReason.BAD_PADDING
-        room = len(plain) - pad - 2
-        sa.octets += room
-        if sa.octets >= sa.next_limit:
-            self._expire(sa, hard=sa.octets >= sa.hard)
         if next_header == DUMMY:
             return DropReason.DUMMY
+        room = len(plain) - plain[-2] - 2
         version = _VERSION[next_header]
         if room < 20 or plain[0] >> 4 != version:
             return DropReason.INNER_MALFORMED
         key = b""
-        length = plain[2] << 8 | plain[3] if version == 4 else 40 + (plain[4] << 8 | plain[5])
         if plain[0] == 0x45 and plain[9] in (6, 17) and not (plain[6] & 0x3F or plain[7]):
-            key = plain[9:10] + plain[12:24]
-            plausible = 28 <= length <= room
-        elif version == 6 and plain[6] in (6, 17):
-            key = plain[6:7] + plain[8:44]
-            plausible = 48 <= length <= room
-        else:
-            plausible = False
-        if not plausible or key not in sa.allowed:
-            reason = self._check(sa, plain[:room], key if plausible else b"")
-            if reason is not None:
-                return reason
+            length = plain[2] << 8 | plain[3]
+            if 28 <= length <= room:
+                key = plain[9:10] + plain[12:24]
+        elif version == 6 and room >= 48 and plain[6] in (6, 17):
+            length = 40 + (plain[4] << 8 | plain[5])
+            if 48 <= length <= room:
+                key = plain[6:7] + plain[8:44]
+        if not key or key not in sa.allowed:
+            try:
+                parsed = parse(plain[:room])
+            except FlowError:
+                return DropReason.INNER_MALFORMED
+            if not sa.covers(parsed.flow):
+                return DropReason.SELECTOR_MISMATCH
+            length = parsed.length
+            if key and len(sa.allowed) < MAX_ALLOWED_FLOWS:
+                sa.allowed.add(key)
         if not sa.serves:
             return DropReason.SELECTOR_MISMATCH
         packet = plain[:length]
@@ -184,24 +194,13 @@ class Inbound:
             if marked is None:
                 return DropReason.ECN_CE_NOT_ECT
             packet = marked
-        coalescer.add(packet)
+        coalescer.add(packet, sa, len(plain), plain[length:])
         self._ledger.inbound_out += 1
-        return None
-
-    def _check(self, sa: InboundSa, packet: bytes, key: bytes) -> DropReason | None:
-        """Compare a flow not met before with the selectors of the SA it came over."""
-        try:
-            flow = parse(packet).flow
-        except FlowError:
-            return DropReason.INNER_MALFORMED
-        if not sa.covers(flow):
-            return DropReason.SELECTOR_MISMATCH
-        if key and len(sa.allowed) < MAX_ALLOWED_FLOWS:
-            sa.allowed.add(key)
         return None
 
     def _authentic(self, sa: InboundSa, path: Path) -> None:
         """An authentic packet wakes the dormant twin, and may show that the peer's address changed."""
+        sa.seen_path = path
         if sa.awaiting:
             sa.awaiting = False
             self.activated.append(sa.params.child)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Hashable
+from functools import lru_cache
 
 from policy.selectors import TCP, UDP
 from tunnel.dataplane.checksum import checksum, folds, ones_sum, pseudo_header
@@ -26,8 +27,7 @@ GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
 CHECKSUM_OFFSET = {TCP: 16, UDP: 6}
 FIN, PSH, CWR = 0x01, 0x08, 0x80
 
-_IPV4_FRONT = struct.Struct("!2sHH4sH")
-_TCP_FRONT = struct.Struct("!4sI5sB2sH")
+_IP_FRONT = struct.Struct("!2sHH4sH")
 _UDP_FRONT = struct.Struct("!4sHH")
 _U16 = struct.Struct("!H")
 
@@ -173,42 +173,54 @@ class _IpTemplate:
             return self._before[0] + _U16.pack(length - 40) + self._rest
         identification = (self._identification + index) & 0xFFFF
         value = -(self._sum + length + identification) % 65535
-        return _IPV4_FRONT.pack(self._before[0], length, identification, self._before[1], value) + self._rest
+        return _IP_FRONT.pack(self._before[0], length, identification, self._before[1], value) + self._rest
 
 
 def _cut_tcp(frame: Frame) -> list[Segment]:
     """TSO: sequence and identification step, FIN and PSH are the last segment's, CWR the first's."""
-    start, header, mss = frame.transport, frame.header, frame.gso_size
+    start, header, mss, version = frame.transport, frame.header, frame.gso_size, frame.version
     packet, head = frame.packet, bytes(frame.packet[:header])
-    ip_header = _IpTemplate(head, frame).header
-    flags = head[start + 13]
-    middle = flags & ~(FIN | PSH | CWR)
-    ports, sequence = head[start : start + 4], int.from_bytes(head[start + 4 : start + 8], "big")
+    # The first twelve octets of IPv4 and of IPv6 are cut alike, so that one format serves both.
+    front, word_1, word_2, middle, word_5 = _IP_FRONT.unpack_from(head)
+    between, ports = head[12:start], head[start : start + 4]
     ack, window, rest = head[start + 8 : start + 13], head[start + 14 : start + 16], head[start + 18 : header]
-    constant = head[start : start + 4] + head[start + 8 : start + 12] + head[start + 12 : start + 13] + b"\0"
-    addresses = head[12:20] if frame.version == 4 else head[8:40]
-    fixed = pseudo_header(addresses, TCP, 0) + ones_sum(constant) + ones_sum(window) + ones_sum(rest)
-    from_bytes, pack, steps = int.from_bytes, _TCP_FRONT.pack, folds(mss)
-    odd = (mss & 1) * 8
-    fixed += header - start
+    ip_sum = ones_sum(front) + ones_sum(middle) + ones_sum(between)
+    identification, sequence = word_2, int.from_bytes(head[start + 4 : start + 8], "big")
+    flags = first_flags = head[start + 13]
+    flags &= ~(FIN | PSH | CWR)
+    addresses = head[12:20] if version == 4 else head[8:40]
+    fixed = pseudo_header(addresses, TCP, header - start) + ones_sum(ports + ack + b"\0" + window + rest)
+    from_bytes, pack = int.from_bytes, _layout(start - 12, len(rest)).pack
+    steps, odd = folds(mss), (mss & 1) * 8
     result: list[Segment] = []
     last = frame.length - mss  # a segment that starts here or later is the last
-    for index, offset in enumerate(range(header, frame.length, mss)):
-        payload = packet[offset : offset + mss]
-        bits = flags & ~(FIN | PSH) if index == 0 else middle
+    bits = first_flags & ~(FIN | PSH)
+    for offset in range(header, frame.length, mss):
+        size = mss
         if offset >= last:
-            payload = packet[offset : frame.length]
-            bits = flags & ~CWR
-            steps, odd = folds(len(payload)), (len(payload) & 1) * 8
+            size, bits = frame.length - offset, (flags | first_flags & (FIN | PSH))
+            steps, odd = folds(size), (size & 1) * 8
+        payload = packet[offset : offset + size]
         value = from_bytes(payload, "big") << odd
         for shift, mask in steps:
             value = (value >> shift) + (value & mask)
-        size = len(payload)
         value = -(value + fixed + sequence + bits + size) % 65535
+        length = header + size
+        if version == 4:
+            word_1, word_2, word_5 = length, identification, -(ip_sum + length + identification) % 65535
+            identification = (identification + 1) & 0xFFFF
+        else:
+            word_2 = length - 40
         result.append(
-            (ip_header(index, header + size) + pack(ports, sequence, ack, bits, window, value) + rest, payload)
+            (
+                pack(
+                    front, word_1, word_2, middle, word_5, between, ports, sequence, ack, bits, window, value, rest
+                ),
+                payload,
+            )
         )
         sequence = (sequence + mss) & 0xFFFF_FFFF
+        bits = flags
     return result
 
 
@@ -228,3 +240,9 @@ def _cut_udp(frame: Frame) -> list[Segment]:
         front = ip_header(index, start + length) + _UDP_FRONT.pack(ports, length, value)
         result.append((front, payload))
     return result
+
+
+@lru_cache(maxsize=64)
+def _layout(between: int, rest: int) -> struct.Struct:
+    """Return the format of IP and TCP header with so many octets after the twelfth and after the checksum."""
+    return struct.Struct(f"!2sHH4sH{between}s4sI5sB2sH{rest}s")

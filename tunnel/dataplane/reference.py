@@ -83,7 +83,7 @@ class ReferenceDataPlane:
             self._fit(sa)
         for twin in self._sad.inbound.values():
             if twin.params.child == child:
-                twin.path, twin.reported_path = path, None
+                twin.path, twin.seen_path, twin.reported_path = path, None, None
 
     def set_path_mtu(self, remote: Endpoint, mtu: int, now: Nanos) -> None:
         """Record the path MTU (octets of outer IP packet) toward *remote*, for ten minutes."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from cryptography.exceptions import InvalidTag
+
 from policy.clock import Nanos
 from policy.path import Path
 from policy.proposals import ProtocolId
 from policy.selectors import Flow
 from policy.spd import Mode
-from tunnel.dataplane.contract import DropReason, SaParams, SaStats
+from tunnel.dataplane.contract import Buffer, DropReason, SaParams, SaStats
 from tunnel.dataplane.replay import ReplayWindow
-from tunnel.dataplane.transforms import EspTransform, esp_transform
+from tunnel.dataplane.transforms import Aead, EspTransform, esp_transform
 
 #: SPIs up to 255 are reserved (RFC 4303 section 2.1).
 _FIRST_SPI = 256
@@ -75,17 +77,30 @@ class OutboundSa(Sa):
 class InboundSa(Sa):
     """An SA that receives: the replay window, and the flows found inside its selectors."""
 
-    __slots__ = ("allowed", "awaiting", "reported_path", "serves", "window")
+    __slots__ = (
+        "allowed", "awaiting", "decrypt", "esn", "open", "reported_path", "salt", "seen_path", "serves",
+        "smallest", "window",
+    )  # fmt: skip
 
     def __init__(self, params: SaParams) -> None:
         super().__init__(params)
         self.window = ReplayWindow(params.replay_window, esn=params.suite.esn)
+        self.esn = params.suite.esn
+        transform = self.transform
+        #: The AEAD's decryption, or None where *open* does all: bound here, because every packet needs them.
+        self.decrypt = transform.cipher.decrypt if isinstance(transform, Aead) else None
+        self.salt = transform.salt if isinstance(transform, Aead) else b""
+        self.open = _no_open if isinstance(transform, Aead) else transform.open
+        #: Octets of the shortest ESP packet that these algorithms make.
+        self.smallest = 8 + transform.iv_size + transform.block + transform.icv_size
         #: Header octets of flows that matched the selectors.
         self.allowed: set[bytes] = set()
         #: Whether the outbound twin is dormant until a packet arrives here.
         self.awaiting = False
         #: Whether the SPD entry is still in force.
         self.serves = False
+        #: The path of the last authentic packet that was looked at, and the one that a Mapping told of.
+        self.seen_path: Path | None = None
         self.reported_path: Path | None = None
 
     def covers(self, flow: Flow) -> bool:
@@ -156,6 +171,10 @@ class Sad:
             if any(pair.matches_outbound(flow) for pair in sa.params.selectors)
         ]
         return next((sa for sa in fitting if not sa.dormant), fitting[0] if fitting else None)
+
+
+def _no_open(packet: Buffer, high: bytes) -> bytes:
+    raise InvalidTag
 
 
 def _transform(params: SaParams) -> EspTransform:

@@ -13,10 +13,11 @@ MAX_OCTETS = 65507
 
 
 class _Group:
-    __slots__ = ("buffers", "df", "path", "size", "tos")
+    __slots__ = ("buffers", "df", "limit", "path", "size", "tos")
 
     def __init__(self, path: Path, tos: int, df: bool, size: int) -> None:
         self.path, self.tos, self.df, self.size = path, tos, df, size
+        self.limit = max(1, min(MAX_SEGMENTS, MAX_OCTETS // size))
         self.buffers: list[Buffer] = []
 
 
@@ -35,26 +36,21 @@ class Transmissions:
         if group is not None and (group.tos != tos or group.df != df or group.path is not path):
             self._close(key)
             group = None
+        sizes = list(map(len, packets))
         index, total = 0, len(packets)
         while index < total:
-            size = len(packets[index])
-            if group is not None and (
-                size > group.size
-                or len(group.buffers) == MAX_SEGMENTS
-                or (len(group.buffers) + 1) * group.size > MAX_OCTETS
-            ):
+            size = sizes[index]
+            if group is not None and (size > group.size or len(group.buffers) >= group.limit):
                 self._close(key)
                 group = None
             if group is None:
                 group = self._groups[key] = _Group(path, tos, df, size)
-            room = max(1, min(MAX_SEGMENTS, MAX_OCTETS // group.size) - len(group.buffers))
-            run = packets[index : index + room]
-            if len(run[-1]) != group.size or len(run) > 1:
-                equal = next((i for i, packet in enumerate(run) if len(packet) != group.size), len(run))
-                run = run[: equal + 1] if equal < len(run) and len(run[equal]) < group.size else run[:equal]
-            group.buffers += run
-            index += len(run)
-            if len(run[-1]) < group.size:
+            end = min(total, index + group.limit - len(group.buffers))
+            if sizes.count(group.size) < total:
+                end = _run_end(sizes, index, end, group.size)
+            group.buffers += packets[index:end]
+            index = end
+            if sizes[end - 1] < group.size:
                 self._close(key)
                 group = None
 
@@ -67,3 +63,11 @@ class Transmissions:
         group = self._groups.pop(key)
         size = group.size if len(group.buffers) > 1 and group.path.encapsulated else 0
         self._outputs.append(Transmit(group.path, tuple(group.buffers), size, group.tos, group.df))
+
+
+def _run_end(sizes: list[int], index: int, end: int, size: int) -> int:
+    """Return where the packets that one group takes end: equal ones, and a shorter one as the last."""
+    for position in range(index, end):
+        if sizes[position] != size:
+            return position + 1 if sizes[position] < size else position
+    return end
