@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from policy.availability import unavailable
-from policy.lint import filter_text
-from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Special
+from policy.lint import address_text, filter_text
+from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Special, Where
 from policy.order import sort_key
 from policy.overlaps import overlaps, twins
 from policy.path import IpAddress
@@ -217,6 +217,8 @@ class _Compiler:
                     TrafficSelector(entry.protocol, destination.addresses, entry.destination_port),
                 )
                 source_is_local = self._source_is_local(source, destination)
+                if protection is not None and not source_is_local and destination.addresses.is_any:
+                    self._warn_turned(rule, entry, where)
                 labels = [label for label in (source.label, destination.label) if label]
                 self._entries.append(
                     SpdEntry(
@@ -264,6 +266,15 @@ class _Compiler:
         else:
             hint = "its traffic cannot be told from other traffic: write an address, or make the name resolve"
             self._errors.append(ConfigError(rule.where, message, hint))
+
+    def _warn_turned(self, rule: Rule, entry: Filter, where: Where) -> None:
+        source = address_text(entry.source)
+        message = (
+            f"rule {quoted(rule.name)}: the filter {filter_text(entry)} is read with {source} beyond the tunnel, "
+            f"because this host has no address in {source}"
+        )
+        hint = f'if {source} is on this side, name the networks beyond the tunnel instead of "any"'
+        self._warnings.append(ConfigError(where, message, hint))
 
     def _source_is_local(self, source: _Side, destination: _Side) -> bool:
         """Return which side of a filter is this host's (or its networks').

@@ -168,5 +168,8 @@ def _unquoted(key: str) -> str:
         return key[1:-1]
     if key[0] == '"' and "\\" in key:
         # An escape in a key is rare enough to let the library undo it.
-        return next(iter(tomllib.loads(f"{key} = 0")))
+        try:
+            return next(iter(tomllib.loads(f"{key} = 0")))
+        except tomllib.TOMLDecodeError:
+            return key[1:-1]
     return key[1:-1] if key[0] == '"' else key
