@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -118,11 +118,6 @@ class Children:
         """Return the pairs that serve *entry*, oldest first."""
         return [installed for installed in self._installed.values() if installed.sa.entry == entry]
 
-    def in_use(self, entry: str) -> Installed | None:
-        """Return the pair that outbound packets of *entry* use: the newest that is not dormant."""
-        pairs = self.of_entry(entry)
-        return next((pair for pair in reversed(pairs) if not pair.sa.dormant), pairs[-1] if pairs else None)
-
     def negotiating(self, entry: str) -> None:
         """Note that a negotiation for *entry* began."""
         self._outcome[entry] = (EntryState.NEGOTIATING, "")
@@ -150,7 +145,3 @@ class Children:
                 state, reason = self._outcome.get(entry.id, (EntryState.DOWN, ""))
                 found[entry.id] = (state, reason or None)
         return found
-
-    def peers(self, children: Iterable[Installed]) -> list[str]:
-        """Return the peers of *children*, each once, in order."""
-        return list(dict.fromkeys(installed.sa.peer for installed in children))
