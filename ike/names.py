@@ -15,14 +15,14 @@ _TYPES: dict[int, tuple[str, type[IntEnum]]] = {
     TransformType.KE: ("key exchange", Group),
     TransformType.ESN: ("sequence numbers", Esn),
 }
-_SPECIAL: dict[IntEnum, str] = {
-    Encr.TRIPLE_DES: "3DES",
-    Encr.CHACHA20_POLY1305: "ChaCha20-Poly1305",
-    Encr.NULL: "NULL",
-    Integ.NONE: "no integrity",
-    Group.NONE: "no key exchange",
-    Esn.NO: "no ESN",
-    Esn.YES: "ESN",
+#: Names that are not the enumeration's, by type and number: members of two enumerations may be equal.
+_SPECIAL: dict[tuple[int, int], str] = {
+    (TransformType.ENCR, Encr.TRIPLE_DES): "3DES",
+    (TransformType.ENCR, Encr.CHACHA20_POLY1305): "ChaCha20-Poly1305",
+    (TransformType.INTEG, Integ.NONE): "no integrity",
+    (TransformType.KE, Group.NONE): "no key exchange",
+    (TransformType.ESN, Esn.NO): "no ESN",
+    (TransformType.ESN, Esn.YES): "ESN",
 }
 #: Alternatives of one type, and proposals, that a message to the operator lists.
 _ALTERNATIVES, _PROPOSALS = 4, 3
@@ -46,19 +46,8 @@ def describe(suite: Suite) -> str:
 
 def transform_name(transform: Transform) -> str:
     """Return a transform's name, with its key length."""
-    known = _TYPES.get(transform.type)
-    if known is None:
-        return f"type {transform.type} number {transform.id}"
-    try:
-        member = known[1](transform.id)
-    except ValueError:
-        return f"{known[0]} number {transform.id}"
-    name = _SPECIAL.get(member) if transform.key_bits is None or member in _SPECIAL else None
-    if name is None:
-        name = member.name.replace("_", "-")
-        if transform.type == TransformType.PRF:
-            name = f"PRF-{name}"
-    return name if transform.key_bits is None else f"{name}-{transform.key_bits}"
+    length = "" if transform.key_bits is None else f"-{transform.key_bits}"
+    return _name(transform.type, transform.id) + length
 
 
 def type_name(transform_type: int) -> str:
@@ -103,3 +92,17 @@ def describe_proposal(proposal: Proposal) -> str:
         [Transform(TransformType.KE, group) for group in proposal.groups],
     ]
     return "/".join(alternatives(group) for group in groups if group)
+
+
+def _name(transform_type: int, number: int) -> str:
+    special = _SPECIAL.get((transform_type, number))
+    if special is not None:
+        return special
+    known = _TYPES.get(transform_type)
+    if known is None:
+        return f"type {transform_type} number {number}"
+    try:
+        name = known[1](number).name.replace("_", "-")
+    except ValueError:
+        return f"{known[0]} number {number}"
+    return f"PRF-{name}" if transform_type == TransformType.PRF else name
