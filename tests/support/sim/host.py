@@ -17,6 +17,7 @@ from tests.support.sim import packets
 from tests.support.sim.net import Kind, Link, Packet
 from tests.support.sim.packets import Traffic, flow_of
 from tunnel import pump
+from tunnel.control import ControlFactory
 from tunnel.dataplane.contract import Transmit, TunFrame, TunOffload, WireDatagrams, WriteTun
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.gateway import Gateway
@@ -62,6 +63,7 @@ class Host:
         networks: tuple[IPv4Network | IPv6Network, ...] = (),
         link: Link,
         coalesce: bool = False,
+        control: ControlFactory | None = None,
     ) -> None:
         self.world = world
         self.name = name
@@ -69,6 +71,7 @@ class Host:
         self.networks = networks
         self.link = link
         self.coalesce = coalesce
+        self.control = control
         self.entropy = world.entropy(name)
         self.snapshot = Snapshot(generation=0)
         self.gateway: Gateway | None = None
@@ -101,7 +104,8 @@ class Host:
         self.boots += 1
         self.ledger = Ledger()
         offload = TunOffload(tso4=self.coalesce, tso6=self.coalesce)
-        self.gateway = Gateway(entropy=self.entropy, dataplane=ReferenceDataPlane(tun_features=offload))
+        dataplane = ReferenceDataPlane(tun_features=offload)
+        self.gateway = Gateway(entropy=self.entropy, dataplane=dataplane, control=self.control)
         self.world.note(self.name, f"boot {self.boots}")
         self.gateway.load(self.snapshot, self.world.now)
         self._drain()
