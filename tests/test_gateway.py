@@ -265,6 +265,12 @@ def test_the_mtu_of_the_tun_is_told_when_it_changes(bench: Bench) -> None:
     assert bench.drain() == []
 
 
+def test_the_source_address_reaches_ike(bench: Bench) -> None:
+    bench.gateway.source(PATH.remote.address, LOCAL, NOW)
+    assert bench.drain() == []
+    assert bench.calls()[1] == [("source", PATH.remote.address, LOCAL)]
+
+
 def test_the_deadline_is_the_earliest(bench: Bench) -> None:
     bench.data.wanted, bench.ike.wanted = NOW + 2, NOW + 1
     bench.gateway.handle_timeout(NOW)

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 from ike.events import IkeOutput
 from ike.status import IkeSaStatus
 from policy.clock import Entropy, Nanos
-from policy.path import Path
+from policy.path import IpAddress, Path
 from policy.selectors import Flow
 from policy.spd import Snapshot
 
@@ -36,6 +36,9 @@ class IkeControl(Protocol):
 
     def unknown_spi(self, path: Path, spi: int, now: Nanos) -> None:
         """Take the hint that somebody sends on an SA that we do not have."""
+
+    def source(self, remote: IpAddress, local: IpAddress) -> None:
+        """Speak to *remote* from *local*."""
 
     def rekey_child(self, child: int, now: Nanos) -> None:
         """Rekey a Child SA now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TypeAlias, assert_never
 
+from ike.endpoint import IkeEndpoint
 from ike.events import (
     AcquireFailed,
     ChildActivated,
@@ -23,7 +24,7 @@ from ike.events import (
 )
 from policy.clock import SECOND, Entropy, Nanos
 from policy.diff import diff
-from policy.path import IKE_PORT, NATT_PORT, Endpoint
+from policy.path import IKE_PORT, NATT_PORT, Endpoint, IpAddress
 from policy.selectors import Flow
 from policy.spd import Snapshot
 from tunnel.children import Children
@@ -66,11 +67,9 @@ class Gateway:
         *,
         entropy: Entropy,
         dataplane: DataPlane | None = None,
-        control: ControlFactory | None = None,
+        control: ControlFactory = IkeEndpoint,
     ) -> None:
         self.dataplane: DataPlane = ReferenceDataPlane() if dataplane is None else dataplane
-        if control is None:
-            from ike.endpoint import IkeEndpoint as control  # noqa: PLC0415
         self.ike: IkeControl = control(entropy=entropy, last_heard=self._last_heard)
         self.snapshot = Snapshot(generation=0)
         self.children = Children()
@@ -154,6 +153,12 @@ class Gateway:
         self._begin()
         self.dataplane.set_path_mtu(remote, mtu, now)
         self._tables_changed = True
+        self._settle(now)
+
+    def source(self, remote: IpAddress, local: IpAddress, now: Nanos) -> None:
+        """Speak IKE to *remote* from *local*: so the host's routing says."""
+        self._begin()
+        self.ike.source(remote, local)
         self._settle(now)
 
     def command(self, command: Command, now: Nanos) -> dict[str, object]:

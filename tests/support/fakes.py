@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from ike.events import ChildSa, IkeOutput
 from ike.status import IkeSaStatus
 from policy.clock import Entropy, Nanos
-from policy.path import Endpoint, Path
+from policy.path import Endpoint, IpAddress, Path
 from policy.proposals import Encr, ProtocolId, Suite
 from policy.secret import Secret
 from policy.selectors import AddressRange, Flow, SelectorPair, TrafficSelector
@@ -158,6 +158,9 @@ class FakeControl:
 
     def unknown_spi(self, path: Path, spi: int, now: Nanos) -> None:
         self._called("unknown_spi", spi)
+
+    def source(self, remote: IpAddress, local: IpAddress) -> None:
+        self._called("source", remote, local)
 
     def rekey_child(self, child: int, now: Nanos) -> None:
         self._called("rekey_child", child)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
+from ike.endpoint import IkeEndpoint
 from ike.events import Event, Level
 from policy.clock import Nanos
 from policy.compile import compile_policy
@@ -63,7 +64,7 @@ class Host:
         networks: tuple[IPv4Network | IPv6Network, ...] = (),
         link: Link,
         coalesce: bool = False,
-        control: ControlFactory | None = None,
+        control: ControlFactory = IkeEndpoint,
     ) -> None:
         self.world = world
         self.name = name

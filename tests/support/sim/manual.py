@@ -82,6 +82,9 @@ class ManualControl:
     def unknown_spi(self, path: Path, spi: int, now: Nanos) -> None:
         """Nobody can be asked."""
 
+    def source(self, remote: IpAddress, local: IpAddress) -> None:
+        """There is no IKE."""
+
     def rekey_child(self, child: int, now: Nanos) -> None:
         """There are no other keys."""
 
