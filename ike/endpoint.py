@@ -1,0 +1,264 @@
+"""The IKE endpoint: all IKE SAs of a host behind one pure object (RFC 7296).
+
+Feed it one input, ``poll`` until None, then read ``deadline``. It has no clock, no sockets and no randomness
+of its own.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+
+from ike.errors import IkeError, InvalidMajorVersion, WireError
+from ike.events import FailureKind, IkeOutput, Level
+from ike.names import describe
+from ike.status import IkeSaStatus
+from ike.timers import Due, Timer
+from ike.v2 import reload as policy_reload
+from ike.v2.child import ChildState
+from ike.v2.core import Core
+from ike.v2.demands import Demands
+from ike.v2.requests import respond
+from ike.v2.sa import IkeSa
+from ike.v2.settings import IkeSettings
+from ike.v2.states import State
+from ike.v2.strangers import Strangers
+from ike.v2.tasks.child_rekey import ChildRekey
+from ike.v2.tasks.delete import DeleteChildren, delete_ike
+from ike.v2.tasks.ike_init import IkeInit
+from ike.v2.tasks.ike_rekey import IkeRekey
+from ike.v2.tasks.liveness import check_liveness
+from ike.v2.tasks.task import Failure
+from ike.wire.header import Header
+from ike.wire.message import parse_message
+from policy.clock import Entropy, Nanos
+from policy.path import IpAddress, Path
+from policy.selectors import Flow
+from policy.spd import Snapshot
+
+
+class IkeEndpoint:
+    """IKEv2 with preshared keys, initiator and responder."""
+
+    def __init__(
+        self,
+        *,
+        entropy: Entropy,
+        last_heard: Callable[[int], Nanos] = lambda child: 0,
+        settings: IkeSettings | None = None,
+    ) -> None:
+        """*last_heard* tells when a Child SA last received an authenticated packet, 0 for never."""
+        self._core = Core(entropy, last_heard, IkeSettings() if settings is None else settings)
+        self._core.demands = Demands(self._core)
+        self._core.respond = respond
+        self._strangers = Strangers(self._core)
+
+    # Inputs.
+
+    def load(self, snapshot: Snapshot, now: Nanos) -> None:
+        """Swap the policy; SAs that it no longer allows are deleted, the others are not touched."""
+        policy_reload.load(self._core, snapshot, now)
+
+    def receive(self, path: Path, data: bytes, now: Nanos) -> None:
+        """Take one IKE message, its non-ESP marker removed."""
+        core = self._core
+        try:
+            message = parse_message(data)
+        except InvalidMajorVersion as error:
+            self._strangers.other_version(error, path, len(data), now)
+            return
+        except IkeError as error:
+            core.counters["malformed"] += 1
+            core.tell(
+                now,
+                "malformed_message",
+                Level.DEBUG,
+                f"message of {path.remote} is not IKE: {error}",
+                limit=str(path.remote.address),
+            )
+            return
+        sa = self._addressed(message.header)
+        try:
+            if sa is not None:
+                sa.receive(message, path, now)
+            else:
+                self._strangers.receive(message, path, now)
+        except WireError:
+            core.counters["malformed"] += 1
+        except Exception as error:
+            self._quarantine(sa, error, now)
+
+    def acquire(self, entry: str, flow: Flow | None, now: Nanos) -> None:
+        """Get a Child SA for an SPD entry: always ends in ChildInstalled or AcquireFailed."""
+        try:
+            self._core.demands.acquire(entry, flow, now)
+        except Exception as error:
+            self._quarantine(None, error, now)
+            self._core.demands.failed(entry, Failure(FailureKind.LOCAL, "internal error"), now)
+
+    def expire(self, child: int, hard: bool, now: Nanos) -> None:
+        """A Child SA crossed its octet limits or ran out of sequence numbers."""
+        self._expire(child, hard, "its octets or sequence numbers are used up", now)
+
+    def mapping(self, child: int, path: Path, now: Nanos) -> None:
+        """Authenticated ESP came from a new path: a NAT before the peer moved it (section 2.23)."""
+        sa = self._core.children.get(child)
+        if sa is None or not sa.nat_remote or not path.encapsulated or path == sa.path:
+            return
+        sa.move(path)
+
+    def unknown_spi(self, path: Path, spi: int, now: Nanos) -> None:
+        """ESP came for no SA of ours: a hint that may lead to a dial or a liveness check, seldom."""
+        self._core.demands.unknown_spi(path, now)
+
+    def source(self, remote: IpAddress, local: IpAddress) -> None:
+        """Speak to *remote* from *local*: the host's routing says so."""
+        self._core.sources[remote] = local
+
+    def rekey_child(self, child: int, now: Nanos) -> None:
+        """Rekey a Child SA now."""
+        self._expire(child, False, "", now)
+
+    def rekey_ike(self, peer: str, now: Nanos) -> None:
+        """Rekey the IKE SAs with *peer* now."""
+        for sa in self._core.of_peer(peer):
+            if sa.usable and not any(isinstance(task, IkeRekey) for task in sa.tasks()):
+                sa.start(IkeRekey(), now)
+
+    def terminate_child(self, child: int, now: Nanos) -> None:
+        """Delete a Child SA."""
+        self._expire(child, True, "terminated by the operator", now)
+
+    def terminate_peer(self, peer: str, now: Nanos) -> None:
+        """Delete the IKE SAs with *peer* and all that hangs on them."""
+        for sa in self._core.of_peer(peer):
+            delete_ike(sa, "terminated by the operator", now)
+
+    def shutdown(self, now: Nanos) -> None:
+        """Delete every IKE SA in an orderly way."""
+        for sa in list(self._core.sas.values()):
+            if sa.state is not State.CLOSED:
+                delete_ike(sa, "shutting down", now)
+
+    def handle_timeout(self, now: Nanos) -> None:
+        """Do what is due. Spurious calls are harmless."""
+        while (due := self._core.timers.next_due(now)) is not None:
+            sa = self._core.sas.get(due.owner)
+            if sa is None:
+                continue
+            try:
+                self._fire(sa, due, now)
+            except Exception as error:
+                self._quarantine(sa, error, now)
+
+    # Outputs.
+
+    def poll(self) -> IkeOutput | None:
+        """Return the next output, or None."""
+        return self._core.outputs.popleft() if self._core.outputs else None
+
+    def deadline(self) -> Nanos | None:
+        """Return when ``handle_timeout`` is next wanted."""
+        return self._core.timers.deadline()
+
+    def status(self, now: Nanos) -> list[IkeSaStatus]:
+        """Return every IKE SA that is not closed, oldest first."""
+        return [self._status(sa) for sa in self._core.sas.values() if sa.state is not State.CLOSED]
+
+    def failures(self) -> Mapping[str, str]:
+        """Return why the last negotiation with each peer (or address) failed, until one succeeds."""
+        return dict(self._core.failures)
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what happened to messages that led nowhere."""
+        return dict(self._core.counters)
+
+    # Helpers.
+
+    def _addressed(self, header: Header) -> IkeSa | None:
+        """Return the IKE SA that a message is for, by our SPI: the initiator's messages carry it as SPIr."""
+        return self._core.by_spi.get(header.spi_r if header.initiator else header.spi_i)
+
+    def _expire(self, child: int, hard: bool, reason: str, now: Nanos) -> None:
+        sa = self._core.children.get(child)
+        record = None if sa is None else sa.children.get(child)
+        if sa is None or record is None:
+            return
+        if hard:
+            sa.start(DeleteChildren([record], reason), now)
+        elif record.state is ChildState.LIVE and not any(
+            isinstance(task, ChildRekey) and task.old is record for task in [*sa.tasks(), *sa.deferred.values()]
+        ):
+            sa.start(ChildRekey(record), now)
+
+    def _fire(self, sa: IkeSa, due: Due, now: Nanos) -> None:
+        match due.timer:
+            case Timer.RETRANSMIT:
+                sa.retransmit(now)
+            case Timer.SETTLE:
+                if isinstance(sa.current, IkeInit):
+                    sa.current.settle(sa, now)
+            case Timer.HALF_OPEN:
+                sa.close(Failure(FailureKind.NO_ANSWER, "the initiator never came back with IKE_AUTH"), now)
+            case Timer.RETRY:
+                sa.retry(due.detail, now)
+            case Timer.LIVENESS:
+                check_liveness(sa, now)
+            case Timer.KEEPALIVE:
+                sa.keepalive(now)
+            case Timer.REKEY_IKE:
+                if sa.usable and not any(isinstance(task, IkeRekey) for task in sa.tasks()):
+                    sa.start(IkeRekey(), now)
+            case Timer.EXPIRE_IKE:
+                self._ike_expired(sa, now)
+            case Timer.REKEY_CHILD:
+                self._expire(due.detail, False, "", now)
+            case Timer.EXPIRE_CHILD:
+                self._expire(due.detail, True, "its lifetime ended", now)
+            case Timer.REDUNDANT:
+                self._core.demands.settle_redundant(sa, now)
+            case Timer.LINGER:
+                self._core.remove(sa)
+
+    def _ike_expired(self, sa: IkeSa, now: Nanos) -> None:
+        if sa.state is State.REKEYED:
+            sa.close(Failure(FailureKind.NO_ANSWER, "replaced, and the peer never deleted it"), now)
+        else:
+            delete_ike(sa, "its lifetime ended", now)
+
+    def _quarantine(self, sa: IkeSa | None, error: Exception, now: Nanos) -> None:
+        """A bug of ours: the IKE SA that met it goes, the endpoint lives, and somebody is told where."""
+        frames = traceback.extract_tb(error.__traceback__)[-4:]
+        where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
+        self._core.tell(
+            now,
+            "internal_error",
+            Level.ERROR,
+            f"internal error in the IKE endpoint: {type(error).__name__} at {where}",
+            where=where,
+            error=type(error).__name__,
+        )
+        self._core.counters["internal error"] += 1
+        if sa is not None:
+            try:
+                sa.close(Failure(FailureKind.LOCAL, "internal error"), now)
+            except Exception:  # the tables must let go of it whatever state it is in
+                self._core.remove(sa)
+
+    def _status(self, sa: IkeSa) -> IkeSaStatus:
+        return IkeSaStatus(
+            peer=sa.peer_name,
+            spi_i=sa.spi_i,
+            spi_r=sa.spi_r,
+            state=sa.state.value,
+            role="initiator" if sa.initiator else "responder",
+            path=sa.path,
+            suite="" if sa.channel is None else describe(sa.channel.suite),
+            nat_local=sa.nat_local,
+            nat_remote=sa.nat_remote,
+            remote_id="" if sa.remote_id is None else str(sa.remote_id),
+            established=sa.established,
+            rekey_at=self._core.timers.at(sa.number, Timer.REKEY_IKE),
+            children=tuple(sa.children),
+            last_failure=self._core.failures.get(sa.peer_name, ""),
+        )

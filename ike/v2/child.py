@@ -1,0 +1,216 @@
+"""Child SAs of an IKE SA: the record that the control plane keeps, installing and removing (RFC 7296 1.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ike.crypto.keymat import ChildKeys
+from ike.errors import LocalError
+from ike.events import ChildActivated, ChildInstalled, ChildRemoved, ChildSa, Level
+from ike.names import describe
+from ike.timers import Timer
+from ike.v2.nat import floated
+from ike.v2.states import AUTHENTICATED
+from policy.clock import Nanos
+from policy.model import Encapsulation
+from policy.path import NATT_PORT, RAW_PORT, Endpoint, Path
+from policy.proposals import ProtocolId, Suite
+from policy.selectors import Flow, SelectorPair
+from policy.spd import Mode, SpdEntry
+
+if TYPE_CHECKING:
+    from ike.v2.sa import IkeSa
+
+
+class ChildState(Enum):
+    """Where a Child SA is in its life."""
+
+    LIVE = "live"
+    REPLACED = "replaced"  # a successor is there; a Delete is to come
+    DELETING = "deleting"  # we sent a Delete
+
+
+@dataclass(slots=True, kw_only=True)
+class Child:
+    """One pair of SAs, without its keys: those went to the data plane."""
+
+    number: int
+    entry: str
+    protocol: ProtocolId
+    mode: Mode
+    suite: Suite
+    spi_in: int
+    spi_out: int
+    selectors: tuple[SelectorPair, ...]
+    path: Path
+    born: Nanos
+    encapsulation: Encapsulation
+    state: ChildState = ChildState.LIVE
+    replaces: int | None = None
+    #: Not sent on yet: the responder of a rekey waits for the Delete of the predecessor (section 2.8).
+    dormant: bool = False
+
+    def carries(self, flow: Flow) -> bool:
+        """Whether an outbound packet of *flow* may travel on it."""
+        return any(pair.matches_outbound(flow) for pair in self.selectors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreed:
+    """What an exchange agreed on for a new Child SA, with keys from the exchange's initiator and responder."""
+
+    entry: SpdEntry
+    suite: Suite
+    mode: Mode
+    spi_in: int
+    spi_out: int
+    pairs: tuple[SelectorPair, ...]
+    keys_in: ChildKeys
+    keys_out: ChildKeys
+
+
+def install(
+    sa: IkeSa, agreed: Agreed, now: Nanos, *, dormant: bool = False, replaces: Child | None = None
+) -> Child:
+    """Make the Child SA known and hand it, keys and all, to the data plane."""
+    core, protection = sa.core, agreed.entry.protection
+    if sa.state not in AUTHENTICATED or sa.peer is None or protection is None:
+        raise LocalError(f"a Child SA on an IKE SA that is {sa.state.value}")
+    child = Child(
+        number=core.new_child_number(),
+        entry=agreed.entry.id,
+        protocol=agreed.suite.protocol,
+        mode=agreed.mode,
+        suite=agreed.suite,
+        spi_in=agreed.spi_in,
+        spi_out=agreed.spi_out,
+        selectors=agreed.pairs,
+        path=child_path(sa, protection.encapsulation),
+        born=now,
+        encapsulation=protection.encapsulation,
+        replaces=None if replaces is None else replaces.number,
+        dormant=dormant,
+    )
+    sa.children[child.number] = child
+    core.children[child.number] = sa
+    core.spis_in.add(child.spi_in)
+    lifetime = protection.lifetime
+    soft, hard = lifetime.soft_time(core.entropy), lifetime.time
+    if soft is not None and hard is not None:
+        core.timers.set(sa.number, Timer.REKEY_CHILD, now + soft, child.number)
+        core.timers.set(sa.number, Timer.EXPIRE_CHILD, now + hard, child.number)
+    core.emit(
+        ChildInstalled(
+            ChildSa(
+                child=child.number,
+                peer=sa.peer.name,
+                entry=child.entry,
+                ike_spi=int.from_bytes(sa.our_spi, "big"),
+                protocol=child.protocol,
+                mode=child.mode,
+                suite=child.suite,
+                spi_in=child.spi_in,
+                spi_out=child.spi_out,
+                keys_in=agreed.keys_in,
+                keys_out=agreed.keys_out,
+                selectors=child.selectors,
+                path=child.path,
+                soft_bytes=lifetime.soft_bytes(core.entropy),
+                hard_bytes=lifetime.bytes,
+                dormant=dormant,
+                replaces=child.replaces,
+                follow_nat=sa.nat_remote,
+                replay_window=protection.replay_window,
+            )
+        )
+    )
+    _tell_installed(sa, child, replaces, now)
+    core.demands.satisfied(child, now)
+    return child
+
+
+def activate(sa: IkeSa, child: Child) -> None:
+    """Send on *child* from now on."""
+    if child.dormant:
+        child.dormant = False
+        sa.core.emit(ChildActivated(child.number))
+
+
+def remove(sa: IkeSa, child: Child, reason: str, now: Nanos, *, drain: Nanos = 0) -> None:
+    """Take the Child SA away; its inbound half may receive for *drain* yet."""
+    if sa.children.pop(child.number, None) is None:
+        return
+    core = sa.core
+    core.children.pop(child.number, None)
+    core.spis_in.discard(child.spi_in)
+    core.timers.cancel(sa.number, Timer.REKEY_CHILD, child.number)
+    core.timers.cancel(sa.number, Timer.EXPIRE_CHILD, child.number)
+    core.emit(ChildRemoved(child.number, child.spi_in, child.spi_out, reason, drain))
+    sa.tell(
+        now,
+        "child_deleted",
+        Level.DEBUG if child.state is ChildState.REPLACED else Level.INFO,
+        f"Child SA {child.number} ({child.entry}) is gone: {reason}",
+        child=child.number,
+        entry=child.entry,
+        reason=reason,
+    )
+
+
+def by_spi_out(sa: IkeSa, protocol: int, spi: bytes) -> Child | None:
+    """Return the Child SA that the peer names by its inbound SPI (REKEY_SA, Delete: sections 1.3.3, 1.4.1)."""
+    number = int.from_bytes(spi, "big")
+    return next((c for c in sa.children.values() if c.spi_out == number and c.protocol == protocol), None)
+
+
+def successor(sa: IkeSa, child: Child) -> Child | None:
+    """Return the newest Child SA that replaces *child*."""
+    found = [other for other in sa.children.values() if other.replaces == child.number]
+    return found[-1] if found else None
+
+
+def child_path(sa: IkeSa, encapsulation: Encapsulation) -> Path:
+    """Return where ESP and AH packets go: port 4500 on both sides if encapsulated, no ports if not."""
+    match encapsulation:
+        case Encapsulation.UDP:
+            encapsulated = True
+        case Encapsulation.NONE:
+            encapsulated = False
+        case Encapsulation.AUTO:
+            encapsulated = sa.nat_local or sa.nat_remote or sa.mirrorgate
+    path = sa.path
+    if not encapsulated:
+        return Path(Endpoint(path.local.address, RAW_PORT), Endpoint(path.remote.address, RAW_PORT))
+    return path if path.local.port == NATT_PORT else floated(path)
+
+
+def selectors_text(pairs: Sequence[SelectorPair]) -> str:
+    """Return a few selector pairs for a message."""
+    more = ", ..." if len(pairs) > 3 else ""
+    return ", ".join(str(pair) for pair in pairs[:3]) + more
+
+
+def _tell_installed(sa: IkeSa, child: Child, replaces: Child | None, now: Nanos) -> None:
+    encapsulation = "udp" if child.path.encapsulated else "none"
+    suite, selectors = describe(child.suite), selectors_text(child.selectors)
+    if replaces is None:
+        name, what = "child_established", f"Child SA {child.number} for {child.entry} with {sa.peer_name}"
+    else:
+        name, what = "child_rekeyed", f"Child SA {child.number} replaces {replaces.number} for {child.entry}"
+    sa.tell(
+        now,
+        name,
+        Level.INFO,
+        f"{what}: {child.protocol.name} {suite}, {selectors}, {child.mode.value} mode, "
+        f"encapsulation {encapsulation}",
+        child=child.number,
+        entry=child.entry,
+        suite=suite,
+        selectors=selectors,
+        mode=child.mode.value,
+        encapsulation=encapsulation,
+        replaces=child.replaces,
+    )

@@ -1,0 +1,308 @@
+"""Who waits for a Child SA, and what is done about it: dialling, reuse of IKE SAs, failures, hints.
+
+One demand an SPD entry, however often it is asked for; it ends in ChildInstalled or in AcquireFailed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ike.constants import NotifyType
+from ike.events import AcquireFailed, FailureKind, Level
+from ike.timers import Timer
+from ike.v2 import reasons
+from ike.v2.child import Child, ChildState, activate
+from ike.v2.core import Core
+from ike.v2.sa import IkeSa
+from ike.v2.states import AUTHENTICATED, State
+from ike.v2.tasks.child_create import ChildCreate
+from ike.v2.tasks.delete import delete_ike
+from ike.v2.tasks.ike_auth import preshared_keys
+from ike.v2.tasks.ike_init import IkeInit
+from ike.v2.tasks.liveness import probe
+from ike.v2.tasks.task import Failure
+from ike.wire.message import Message
+from policy.clock import Nanos
+from policy.model import Encapsulation
+from policy.pad import PeerEntry
+from policy.path import IKE_PORT, NATT_PORT, Endpoint, IpAddress, Path
+from policy.selectors import Flow
+
+_DIALLING = (State.INITIATING, State.AUTHENTICATING)
+
+
+@dataclass(slots=True)
+class _Demand:
+    flow: Flow | None
+    #: Number of the IKE SA that shall bring it.
+    sa: int
+
+
+class Demands:
+    """The demands of one endpoint."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._waiting: dict[str, _Demand] = {}
+        #: Failures in a row, by entry: they set how long the data plane should not ask again.
+        self._failures: dict[str, int] = {}
+        self._hinted: dict[str, Nanos] = {}
+
+    def acquire(self, entry_id: str, flow: Flow | None, now: Nanos) -> None:
+        """Get a Child SA for *entry_id* (that carries *flow*), unless that is under way."""
+        if entry_id in self._waiting:
+            return
+        core, entry = self._core, self._core.entry(entry_id)
+        if entry is None or entry.protection is None:
+            self._fail(entry_id, Failure(FailureKind.LOCAL, f"no policy entry {entry_id} needs protection"), now)
+            return
+        peer = core.snapshot.pad.by_name(entry.protection.peer)
+        problem = "its peer is not known" if peer is None else _cannot_dial(peer)
+        if peer is None or (problem and not self._usable(peer.name)):
+            self._fail(entry_id, Failure(FailureKind.LOCAL, f"{problem} ({entry.where})"), now)
+            return
+        present = self._present(peer.name, entry_id, flow)
+        if present is not None:
+            self._is_there(entry_id, present, now)
+            return
+        usable = self._usable(peer.name)
+        if usable is not None:
+            self._waiting[entry_id] = _Demand(flow, usable.number)
+            usable.start(ChildCreate(entry_id, flow), now)
+            return
+        dialling = next((sa for sa in core.of_peer(peer.name) if sa.initiator and sa.state in _DIALLING), None)
+        if dialling is not None:
+            self._waiting[entry_id] = _Demand(flow, dialling.number)
+            return
+        self._dial(peer, entry_id, flow, now)
+
+    def waits(self, entry: str) -> bool:
+        """Whether somebody waits for *entry*."""
+        return entry in self._waiting
+
+    def satisfied(self, child: Child, now: Nanos) -> None:
+        """A Child SA is there: whoever waits for one like it is content, whichever end made it."""
+        demand = self._waiting.get(child.entry)
+        self._failures.pop(child.entry, None)
+        if demand is not None and (demand.flow is None or child.carries(demand.flow)):
+            del self._waiting[child.entry]
+
+    def answered(self, sa: IkeSa, entry: str, now: Nanos) -> None:
+        """Our exchange for *entry* succeeded; if the demand still stands, the peer narrowed the packet away."""
+        if entry in self._waiting:
+            reason = "the peer granted a Child SA that does not carry the packet: it narrowed the selectors"
+            self.refused(sa, entry, Failure(FailureKind.REFUSED, reason), now)
+
+    def established(self, sa: IkeSa, now: Nanos) -> None:
+        """An IKE SA is up: start what waits for it, and see whether the peer dialled at the same time."""
+        for entry, demand in list(self._waiting.items()):
+            if demand.sa == sa.number:
+                sa.start(ChildCreate(entry, demand.flow), now)
+        twins = [other for other in self._core.of_peer(sa.peer_name) if other is not sa and other.usable]
+        if any(twin.initiator != sa.initiator for twin in twins):
+            settings = self._core.settings
+            self._core.timers.set(sa.number, Timer.REDUNDANT, now + settings.redundant_after)
+
+    def moved(self, old: IkeSa, new: IkeSa) -> None:
+        """An IKE SA was rekeyed."""
+        for demand in self._waiting.values():
+            if demand.sa == old.number:
+                demand.sa = new.number
+
+    def refused(self, sa: IkeSa, entry: str, failure: Failure, now: Nanos) -> None:
+        """Our exchange for *entry* failed, the IKE SA lives on."""
+        if entry in self._waiting:
+            self.report(sa, failure, now, entry=entry)
+            self._fail(entry, failure, now)
+
+    def failed(self, entry: str, failure: Failure, now: Nanos) -> None:
+        """Nothing comes of the demand for *entry*."""
+        if entry in self._waiting:
+            self._fail(entry, failure, now)
+
+    def closed(self, sa: IkeSa, was: State, failure: Failure, now: Nanos) -> None:
+        """An IKE SA ended: what waits for it fails, with all that is known about the reason."""
+        if sa.initiator and was in _DIALLING:
+            failure = _explain(sa, failure)
+            self.report(sa, failure, now)
+        for entry, demand in list(self._waiting.items()):
+            if demand.sa == sa.number:
+                self._fail(entry, failure, now)
+
+    def report(self, sa: IkeSa, failure: Failure, now: Nanos, *, entry: str = "") -> None:
+        """Tell why a negotiation of ours failed."""
+        name = sa.peer_name or str(sa.path.remote.address)
+        self._core.failures[name] = failure.reason
+        sa.tell(
+            now,
+            "negotiation_failed",
+            Level.WARNING,
+            f"negotiation with {name} failed: {failure.reason}",
+            limit=f"{name} {entry} {failure.reason}",
+            reason=failure.reason,
+            kind=failure.kind.value,
+            entry=entry,
+            role="initiator",
+        )
+
+    def refused_request(self, sa: IkeSa, reason: str, now: Nanos) -> None:
+        """Tell why we refused what the peer asked for."""
+        name = sa.peer_name or str(sa.path.remote.address)
+        self._core.failures[name] = reason
+        sa.tell(
+            now,
+            "negotiation_failed",
+            Level.WARNING,
+            f"request of {name} refused: {reason}",
+            limit=f"{name} {reason}",
+            reason=reason,
+            kind=FailureKind.REFUSED.value,
+            role="responder",
+        )
+
+    # Hints: nobody authenticated them, so they lead to a probe or a call at most, and seldom.
+
+    def hint(self, sa: IkeSa, message: Message, now: Nanos) -> None:
+        """An unprotected message for an IKE SA: INVALID_IKE_SPI says that the peer may have forgotten it (2.4)."""
+        self._core.counters["unprotected"] += 1
+        if message.notify(NotifyType.INVALID_IKE_SPI) is None and message.notify(NotifyType.INVALID_SPI) is None:
+            return
+        if sa.usable and self._may_act(f"sa {sa.number}", now):
+            probe(sa, now)
+
+    def unknown_spi(self, path: Path, now: Nanos) -> None:
+        """ESP came for an SA that we do not have: did we restart, or is the peer behind?"""
+        peer = next((p for p in self._core.snapshot.pad.peers if p.address == path.remote.address), None)
+        if peer is None or not self._may_act(f"peer {peer.name}", now):
+            return
+        alive = [sa for sa in self._core.of_peer(peer.name) if sa.state in AUTHENTICATED or sa.state in _DIALLING]
+        for sa in alive:
+            probe(sa, now)
+        entries = self._core.entries_of(peer.name)
+        if not alive and entries and not _cannot_dial(peer):
+            self.acquire(entries[0].id, None, now)
+
+    def settle_redundant(self, sa: IkeSa, now: Nanos) -> None:
+        """Both ends dialled at once: the IKE SA with the lowest nonce goes, by who initiated it (as in 2.8.2).
+
+        Only if each of its Child SAs has an equal on the other IKE SA; traffic moved there long ago.
+        """
+        twins = [
+            other
+            for other in self._core.of_peer(sa.peer_name)
+            if other.usable and other.remote_id == sa.remote_id and other.local_id == sa.local_id
+        ]
+        if len(twins) < 2:
+            return
+        loser = min(twins, key=lambda other: other.lowest_nonce)
+        kept = [c for other in twins if other is not loser for c in other.children.values()]
+        served = all(any(_serves(other, child) for other in kept) for child in loser.children.values())
+        if loser.initiator and served:
+            drain = self._core.settings.rekey_drain
+            delete_ike(loser, "redundant: both ends dialled at once", now, drain=drain)
+
+    def forget(self, entry: str, reason: str, now: Nanos) -> None:
+        """The policy no longer has *entry*."""
+        self.failed(entry, Failure(FailureKind.LOCAL, reason), now)
+        self._failures.pop(entry, None)
+
+    def entries(self) -> list[str]:
+        """Return the entries that somebody waits for."""
+        return list(self._waiting)
+
+    def _dial(self, peer: PeerEntry, entry: str, flow: Flow | None, now: Nanos) -> None:
+        core = self._core
+        if peer.address is None:
+            return
+        local = core.source_for(peer.address)
+        if local is None:
+            self._fail(entry, Failure(FailureKind.LOCAL, f"we have no address to reach {peer.address} from"), now)
+            return
+        if len(core.sas) >= core.settings.sa_limit:
+            self._fail(entry, Failure(FailureKind.LOCAL, "too many IKE SAs"), now)
+            return
+        sa = IkeSa(
+            core,
+            initiator=True,
+            spi_i=core.new_spi(),
+            spi_r=bytes(8),
+            path=self._first_path(peer, local, peer.address),
+            state=State.INITIATING,
+            now=now,
+        )
+        sa.identify(peer)
+        self._waiting[entry] = _Demand(flow, sa.number)
+        IkeInit(sa, peer, entry, flow).begin(sa, now)
+
+    def _first_path(self, peer: PeerEntry, local: IpAddress, remote: IpAddress) -> Path:
+        """Port 500, or 4500 at once where policy asks for UDP encapsulation (section 2.23 allows either)."""
+        wanted = [e.protection.encapsulation for e in self._core.entries_of(peer.name) if e.protection is not None]
+        port = NATT_PORT if Encapsulation.UDP in wanted else IKE_PORT
+        return Path(Endpoint(local, port), Endpoint(remote, port))
+
+    def _usable(self, peer: str) -> IkeSa | None:
+        usable = [sa for sa in self._core.of_peer(peer) if sa.usable]
+        return usable[-1] if usable else None
+
+    def _present(self, peer: str, entry: str, flow: Flow | None) -> tuple[IkeSa, Child] | None:
+        for sa in reversed(self._core.of_peer(peer)):
+            for child in reversed(sa.children.values()):
+                fits = flow is None or child.carries(flow)
+                if child.entry == entry and child.state is ChildState.LIVE and fits:
+                    return sa, child
+        return None
+
+    def _is_there(self, entry: str, present: tuple[IkeSa, Child], now: Nanos) -> None:
+        """Asked for what is there: send on it if it slept; the data plane may ask again at once."""
+        sa, child = present
+        activate(sa, child)
+        reason = f"Child SA {child.number} is up already"
+        self._core.emit(AcquireFailed(entry, FailureKind.LOCAL, reason, 0))
+
+    def _fail(self, entry: str, failure: Failure, now: Nanos) -> None:
+        self._waiting.pop(entry, None)
+        settings = self._core.settings
+        wait = settings.retry_first
+        if failure.kind in (FailureKind.REFUSED, FailureKind.AUTHENTICATION):
+            count = self._failures.get(entry, 0)
+            self._failures[entry] = count + 1
+            wait = min(settings.retry_first << min(count, 16), settings.retry_cap)
+        self._core.emit(AcquireFailed(entry, failure.kind, failure.reason, wait))
+
+    def _may_act(self, key: str, now: Nanos) -> bool:
+        last = self._hinted.get(key)
+        if last is not None and now - last < self._core.settings.hint_interval:
+            return False
+        self._hinted.pop(key, None)
+        while len(self._hinted) >= 1024:
+            del self._hinted[next(iter(self._hinted))]
+        self._hinted[key] = now
+        return True
+
+
+def _cannot_dial(peer: PeerEntry) -> str:
+    """Return why *peer* cannot be dialled, or nothing."""
+    if peer.ike.version != 2:
+        return f"{peer.name} needs IKEv{peer.ike.version}, which is not spoken ({peer.where})"
+    if peer.address is None:
+        return f"{peer.name} may be anywhere: it must dial us ({peer.where})"
+    if not preshared_keys(peer):
+        return f"{peer.name} has no preshared key, and certificates cannot be used yet ({peer.where})"
+    if not any(proposal.groups for proposal in peer.ike.proposals):
+        return f"{peer.name} has no IKE proposal with a key exchange method ({peer.where})"
+    return ""
+
+
+def _explain(sa: IkeSa, failure: Failure) -> Failure:
+    """Return the failure of an attempt in words: nobody answered, or what the answers said."""
+    if failure.kind is not FailureKind.NO_ANSWER:
+        return failure
+    if sa.state is State.CLOSED and sa.spi_r != bytes(8):
+        return Failure(failure.kind, f"{failure.reason}: the peer answered IKE_SA_INIT but not IKE_AUTH")
+    return Failure(failure.kind, reasons.no_answer(sa.path.remote, sa.probable))
+
+
+def _serves(other: Child, child: Child) -> bool:
+    return other.entry == child.entry and all(
+        any(mine.covers(pair) for mine in other.selectors) for pair in child.selectors
+    )

@@ -1,0 +1,131 @@
+"""Defence against strangers: half-open IKE SAs are bounded, and cookies keep no state (RFC 7296 section 2.6)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import Counter
+
+from ike.v2.settings import IkeSettings
+from policy.clock import SECOND, Entropy, Nanos
+from policy.path import Endpoint, IpAddress
+
+_SECRET = 32
+_TAG = 16
+
+
+class HalfOpenTable:
+    """Which IKE SAs wait for IKE_AUTH, by the request that made them, counted in all and by source prefix."""
+
+    __slots__ = ("_by_number", "_by_request", "_prefixes", "_settings")
+
+    def __init__(self, settings: IkeSettings) -> None:
+        self._settings = settings
+        self._by_request: dict[bytes, int] = {}
+        self._by_number: dict[int, tuple[bytes, tuple[int, int]]] = {}
+        self._prefixes: Counter[tuple[int, int]] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether newcomers must bring a cookie."""
+        return len(self) >= self._settings.cookie_threshold
+
+    def room(self, source: Endpoint) -> bool:
+        """Whether one more half-open IKE SA from *source* is within bounds."""
+        if len(self) >= self._settings.half_open_limit:
+            return False
+        return self._prefixes[prefix_of(source.address)] < self._settings.half_open_per_prefix
+
+    def find(self, source: Endpoint, request: bytes) -> int | None:
+        """Return the IKE SA that this very IKE_SA_INIT request made: the request was retransmitted."""
+        return self._by_request.get(_request_key(source, request))
+
+    def add(self, source: Endpoint, request: bytes, number: int) -> None:
+        """Count an IKE SA in."""
+        key, prefix = _request_key(source, request), prefix_of(source.address)
+        self._by_request[key] = number
+        self._by_number[number] = (key, prefix)
+        self._prefixes[prefix] += 1
+
+    def remove(self, number: int) -> None:
+        """Count an IKE SA out: it is established or gone. It need not be there."""
+        found = self._by_number.pop(number, None)
+        if found is None:
+            return
+        key, prefix = found
+        self._by_request.pop(key, None)
+        self._prefixes[prefix] -= 1
+        if not self._prefixes[prefix]:
+            del self._prefixes[prefix]
+
+
+class CookieJar:
+    """Cookie = version of the secret | HMAC(secret, Ni | IPi | port | SPIi), as section 2.6 proposes.
+
+    The secret changes with time; the one before stays valid, so that no retry fails at the change.
+    """
+
+    __slots__ = ("_entropy", "_lifetime", "_secrets", "_since", "_version")
+
+    def __init__(self, entropy: Entropy, lifetime: Nanos) -> None:
+        self._entropy = entropy
+        self._lifetime = lifetime
+        self._secrets: dict[int, bytes] = {}
+        self._version = 0
+        self._since: Nanos | None = None
+
+    def bake(self, source: Endpoint, spi_i: bytes, nonce: bytes, now: Nanos) -> bytes:
+        """Return the cookie to demand."""
+        self._rotate(now)
+        return self._cookie(self._version, source, spi_i, nonce)
+
+    def accepts(self, cookie: bytes, source: Endpoint, spi_i: bytes, nonce: bytes, now: Nanos) -> bool:
+        """Whether *cookie* is one of ours for this request; a wrong one is as good as none."""
+        self._rotate(now)
+        if len(cookie) != 1 + _TAG or cookie[0] not in self._secrets:
+            return False
+        return hmac.compare_digest(cookie, self._cookie(cookie[0], source, spi_i, nonce))
+
+    def _rotate(self, now: Nanos) -> None:
+        if self._since is not None and now - self._since < self._lifetime:
+            return
+        stale = self._since is None or now - self._since >= 2 * self._lifetime
+        previous = {} if stale else {self._version: self._secrets[self._version]}
+        self._version = (self._version + 1) % 256
+        self._secrets = {**previous, self._version: self._entropy(_SECRET)}
+        self._since = now
+
+    def _cookie(self, version: int, source: Endpoint, spi_i: bytes, nonce: bytes) -> bytes:
+        data = nonce + source.address.packed + source.port.to_bytes(2, "big") + spi_i
+        return bytes([version]) + hmac.digest(self._secrets[version], data, hashlib.sha256)[:_TAG]
+
+
+class ReplyBudget:
+    """At most so many answers to strangers a second (section 2.21.4)."""
+
+    __slots__ = ("_left", "_limit", "_since")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+        self._since: Nanos = 0
+
+    def take(self, now: Nanos) -> bool:
+        """Whether one more answer may go out."""
+        if now - self._since >= SECOND:
+            self._since, self._left = now, self._limit
+        if self._left == 0:
+            return False
+        self._left -= 1
+        return True
+
+
+def prefix_of(address: IpAddress) -> tuple[int, int]:
+    """Return the family and the /24 or /48 that *address* lies in."""
+    return (4, int(address) >> 8) if address.version == 4 else (6, int(address) >> 80)
+
+
+def _request_key(source: Endpoint, request: bytes) -> bytes:
+    return hashlib.sha256(source.address.packed + source.port.to_bytes(2, "big") + request).digest()

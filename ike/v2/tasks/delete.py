@@ -1,0 +1,149 @@
+"""Delete: pairs of SAs, the IKE SA, and taking leave after a failed AUTH (RFC 7296 sections 1.4.1, 2.21.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ike.constants import ExchangeType, ProtocolId
+from ike.events import FailureKind
+from ike.v2 import child as children
+from ike.v2.child import Child, ChildState
+from ike.v2.sa import IkeSa
+from ike.v2.settings import Backoff, IkeSettings
+from ike.v2.states import State
+from ike.v2.tasks.task import Failure, Task
+from ike.wire.message import Message
+from ike.wire.payloads import DeletePayload, NotifyPayload, Payload
+from policy.clock import Nanos
+
+
+class DeleteChildren(Task):
+    """Delete Child SAs: each end names the SPIs that it receives on.
+
+    Our half goes when the request does: the outbound SA at once, the inbound one after *drain*.
+    """
+
+    exchange = ExchangeType.INFORMATIONAL
+
+    def __init__(self, gone: Sequence[Child], reason: str, *, drain: Nanos = 0) -> None:
+        self.children = tuple(gone)
+        self._reason = reason
+        self._drain = drain
+
+    def build(self, sa: IkeSa, now: Nanos) -> list[Payload] | None:
+        """Return one Delete payload a protocol."""
+        alive = [child for child in self.children if child.number in sa.children]
+        if not alive:
+            return None
+        payloads: list[Payload] = []
+        for protocol in dict.fromkeys(child.protocol for child in alive):
+            spis = tuple(child.spi_in.to_bytes(4, "big") for child in alive if child.protocol == protocol)
+            payloads.append(DeletePayload(protocol, spis))
+        for child in alive:
+            if child.state is ChildState.LIVE:
+                child.state = ChildState.DELETING
+            children.remove(sa, child, self._reason, now, drain=self._drain)
+        return payloads
+
+    def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:
+        """The peer has deleted its half; if our Deletes crossed it says nothing (section 1.4.1)."""
+
+    def failed(self, sa: IkeSa, failure: Failure, now: Nanos) -> None:
+        """Our half is gone anyway."""
+
+    def closes(self, protocol: int, spi: bytes) -> bool:
+        """Whether the Child SA that the peer names by its inbound SPI is being deleted."""
+        number = int.from_bytes(spi, "big")
+        return any(child.spi_out == number and child.protocol == protocol for child in self.children)
+
+
+class DeleteSpi(Task):
+    """Delete the half of a Child SA that the peer made and we refused to take."""
+
+    exchange = ExchangeType.INFORMATIONAL
+
+    def __init__(self, protocol: int, spi_in: int) -> None:
+        self._payload = DeletePayload(protocol, (spi_in.to_bytes(4, "big"),))
+
+    def build(self, sa: IkeSa, now: Nanos) -> list[Payload]:
+        """Return the Delete payload."""
+        return [self._payload]
+
+    def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:
+        """Nothing of ours is left."""
+
+    def failed(self, sa: IkeSa, failure: Failure, now: Nanos) -> None:
+        """Nothing of ours is left."""
+
+
+class Farewell(Task):
+    """The last request of an IKE SA: a Delete for itself, or AUTHENTICATION_FAILED."""
+
+    exchange = ExchangeType.INFORMATIONAL
+
+    def __init__(self, failure: Failure, notify: NotifyPayload | None = None, *, drain: Nanos = 0) -> None:
+        self._failure = failure
+        self._notify = notify
+        self._drain = drain
+
+    def build(self, sa: IkeSa, now: Nanos) -> list[Payload]:
+        """Return the Delete; Child SAs go with it."""
+        if sa.state is not State.DELETING:
+            sa.become(State.DELETING)
+        for child in list(sa.children.values()):
+            children.remove(sa, child, self._failure.reason, now, drain=self._drain)
+        return [DeletePayload(ProtocolId.IKE)] if self._notify is None else [self._notify]
+
+    def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:
+        """The peer knows."""
+        sa.close(self._failure, now)
+
+    def failed(self, sa: IkeSa, failure: Failure, now: Nanos) -> None:
+        """The peer never said that it knows."""
+        sa.close(self._failure, now)
+
+    def backoff(self, settings: IkeSettings) -> Backoff:
+        """Not for long."""
+        return settings.farewell
+
+
+def delete_ike(sa: IkeSa, reason: str, now: Nanos, *, drain: Nanos = 0) -> None:
+    """Delete an IKE SA in an orderly way: what waits fails now, what is under way is waited for."""
+    failure = Failure(FailureKind.LOCAL, reason)
+    if sa.state not in (State.ESTABLISHED, State.REKEYED):
+        if sa.state is not State.DELETING:
+            sa.close(failure, now)
+        return
+    if any(isinstance(task, Farewell) for task in sa.tasks()):
+        return
+    waiting = list(sa.queue)
+    sa.queue.clear()
+    for child in list(sa.children.values()):
+        children.remove(sa, child, reason, now, drain=drain)
+    for task in waiting:
+        task.failed(sa, failure, now)
+    sa.start(Farewell(failure, drain=drain), now)
+
+
+def deleted_by_peer(sa: IkeSa, payload: DeletePayload, now: Nanos) -> DeletePayload | None:
+    """Remove what the peer deletes; return the Delete for the other direction.
+
+    None if there is nothing of ours left to delete: when Deletes cross, the response names none.
+    """
+    gone: list[bytes] = []
+    for spi in payload.spis:
+        child = children.by_spi_out(sa, payload.protocol, spi)
+        if child is None:
+            continue
+        _activate_successor(sa, child)
+        gone.append(child.spi_in.to_bytes(4, "big"))
+        reason = "replaced" if child.state is ChildState.REPLACED else "the peer deleted it"
+        children.remove(sa, child, reason, now, drain=sa.core.settings.drain)
+    return DeletePayload(payload.protocol, tuple(gone)) if gone else None
+
+
+def _activate_successor(sa: IkeSa, child: Child) -> None:
+    """The initiator of the rekey has deleted the old Child SA: the new one is in use now (section 2.8)."""
+    live = [c for c in sa.children.values() if c.replaces == child.number and c.state is ChildState.LIVE]
+    if live:
+        children.activate(sa, live[-1])

@@ -1,0 +1,45 @@
+"""Liveness: an empty INFORMATIONAL exchange (RFC 7296 section 2.4)."""
+
+from __future__ import annotations
+
+from ike.constants import ExchangeType
+from ike.timers import Timer
+from ike.v2.sa import IkeSa
+from ike.v2.tasks.task import Failure, Task
+from ike.wire.message import Message
+from ike.wire.payloads import Payload
+from policy.clock import Nanos
+
+
+class Liveness(Task):
+    """Ask whether the peer is there; when nobody answers, the window gives up and the IKE SA closes."""
+
+    exchange = ExchangeType.INFORMATIONAL
+
+    def build(self, sa: IkeSa, now: Nanos) -> list[Payload]:
+        """Return no payloads."""
+        return []
+
+    def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:
+        """It is there."""
+
+    def failed(self, sa: IkeSa, failure: Failure, now: Nanos) -> None:
+        """The IKE SA closes."""
+
+
+def check_liveness(sa: IkeSa, now: Nanos) -> None:
+    """Probe the peer if nothing authentic came of it for the time that policy names, neither IKE nor ESP."""
+    interval = None if sa.peer is None else sa.peer.ike.liveness
+    if interval is None or not sa.usable:
+        return
+    heard = max([sa.heard, *(sa.core.last_heard(number) for number in sa.children)])
+    if now - heard >= interval:
+        probe(sa, now)
+        heard = now
+    sa.core.timers.set(sa.number, Timer.LIVENESS, heard + interval)
+
+
+def probe(sa: IkeSa, now: Nanos) -> None:
+    """Probe the peer, unless a request under way does so already."""
+    if sa.usable and sa.idle_tasks:
+        sa.start(Liveness(), now)
