@@ -58,9 +58,15 @@ def type_name(transform_type: int) -> str:
 
 def alternatives(transforms: Sequence[Transform]) -> str:
     """Return the names of *transforms*, a few of them: they are what a peer may choose from."""
-    names = list(dict.fromkeys(transform_name(transform) for transform in transforms))
-    more = ["..."] if len(names) > _ALTERNATIVES else []
-    return "|".join(names[:_ALTERNATIVES] + more) or "nothing"
+    names: list[str] = []
+    for transform in transforms:
+        name = transform_name(transform)
+        if name in names:
+            continue
+        if len(names) == _ALTERNATIVES:
+            return "|".join([*names, "..."])
+        names.append(name)
+    return "|".join(names) or "nothing"
 
 
 def describe_offer(proposals: Sequence[WireProposal]) -> str:

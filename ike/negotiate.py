@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ike.constants import name_of
 from ike.errors import BadAnswer, InvalidKePayload
 from ike.names import (
     alternatives,
@@ -104,16 +105,18 @@ def choose(
     it. *preferred_group* is the group of the KE payload that came along: among acceptable groups it wins, which
     saves a round trip. The caller compares it with the suite's group: ``check_group``.
     """
+    offers = [_Offer(proposal) for proposal in offered]
     for index, ours in enumerate(acceptable):
-        for proposal in offered:
-            result = _match(proposal, ours, preferred_group)
+        for theirs in offers:
+            result = _match(theirs, ours, preferred_group)
             if isinstance(result, _Match):
+                proposal = theirs.proposal
                 answer = WireProposal(proposal.number, proposal.protocol, spi, result.transforms)
                 return Choice(result.suite, answer, index, proposal)
     return Mismatch(
         describe_offer(offered),
         ", ".join(describe_proposal(ours) for ours in acceptable),
-        tuple(_nearest(proposal, acceptable, preferred_group) for proposal in offered if acceptable),
+        tuple(_nearest(theirs, acceptable) for theirs in offers if acceptable),
     )
 
 
@@ -166,50 +169,74 @@ def retry_group(sent: Sequence[WireProposal], data: bytes, tried: int) -> Group:
     return Group(group)
 
 
+class _Offer:
+    """One offered proposal, indexed once: what a stranger offers may be large, and is compared often."""
+
+    __slots__ = ("by_type", "proposal", "there", "types")
+
+    def __init__(self, proposal: WireProposal) -> None:
+        self.proposal = proposal
+        self.there = frozenset(proposal.transforms)
+        self.types = proposal.types
+        self.by_type: dict[int, list[Transform]] = {kind: [] for kind in self.types}
+        for transform in proposal.transforms:
+            self.by_type[transform.type].append(transform)
+        for other in proposal.opaque:
+            self.by_type[other.type].append(Transform(other.type, other.id))
+
+
 @dataclass(frozen=True, slots=True)
 class _Match:
     suite: Suite
     transforms: tuple[Transform, ...]
 
 
-def _match(offered: WireProposal, ours: Proposal, preferred_group: int | None) -> _Match | list[Difference]:
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """A type in which an offer and our proposal do not meet (None: the protocol), put in words only if told."""
+
+    type: int | None
+    wanted: Sequence[Transform] = ()
+
+
+def _match(offer: _Offer, ours: Proposal, preferred_group: int | None) -> _Match | list[_Gap]:
     """Choose one transform of each type, or tell every type that differs."""
-    if offered.protocol != ours.protocol:
-        return [Difference(None, ours.protocol.name, _protocol_name(offered.protocol))]
-    results = [_match_cipher(offered, ours, cipher, preferred_group) for cipher in _ciphers(offered, ours)]
-    match = next((result for result in results if isinstance(result, _Match)), None)
-    return results[0] if match is None else match
+    if offer.proposal.protocol != ours.protocol:
+        return [_Gap(None)]
+    first: list[_Gap] | None = None
+    for cipher in _ciphers(offer, ours):
+        result = _match_cipher(offer, ours, cipher, preferred_group)
+        if isinstance(result, _Match):
+            return result
+        first = first or result
+    return first or []
 
 
-def _ciphers(offered: WireProposal, ours: Proposal) -> list[Transform | Difference | None]:
+def _ciphers(offer: _Offer, ours: Proposal) -> list[Transform | _Gap | None]:
     """Return every cipher that could be chosen, in our order: the rest may depend on it."""
-    there = offered.of_type(TransformType.ENCR)
-    common: list[Transform | Difference | None] = [transform for transform in ours.encr if transform in there]
-    return common or [_pick(offered, TransformType.ENCR, ours.encr, required=False)]
+    common: list[Transform | _Gap | None] = [cipher for cipher in ours.encr if cipher in offer.there]
+    return common or [_pick(offer, TransformType.ENCR, ours.encr, required=False)]
 
 
 def _match_cipher(
-    offered: WireProposal, ours: Proposal, cipher: Transform | Difference | None, preferred_group: int | None
-) -> _Match | list[Difference]:
+    offer: _Offer, ours: Proposal, cipher: Transform | _Gap | None, preferred_group: int | None
+) -> _Match | list[_Gap]:
     """Choose one transform of each other type, or tell every type that differs."""
     choices = [cipher]
     ike = ours.protocol is ProtocolId.IKE
-    choices.append(
-        _pick(offered, TransformType.PRF, _transforms(TransformType.PRF, ours.prf), required=ike),
-    )
-    if not isinstance(cipher, Difference):  # what integrity is wanted depends on the cipher
+    choices.append(_pick(offer, TransformType.PRF, _transforms(TransformType.PRF, ours.prf), required=ike))
+    if not isinstance(cipher, _Gap):  # what integrity is wanted depends on the cipher
         combined = cipher is not None and cipher.id in _COMBINED
         integ = () if combined else _transforms(TransformType.INTEG, ours.integ)
-        choices.append(_pick(offered, TransformType.INTEG, integ, required=not combined))
+        choices.append(_pick(offer, TransformType.INTEG, integ, required=not combined))
     groups = _transforms(TransformType.KE, sorted(ours.groups, key=lambda group: group != preferred_group))
-    choices.append(_pick(offered, TransformType.KE, groups, required=ike))
+    choices.append(_pick(offer, TransformType.KE, groups, required=ike))
     esn = () if ike else _transforms(TransformType.ESN, ours.esn or (Esn.NO,))
-    choices.append(_pick(offered, TransformType.ESN, esn, required=not ike))
-    unknown = [kind for kind in offered.types if kind not in _KNOWN]
-    choices += [Difference(kind, "nothing", alternatives(_offered(offered, kind))) for kind in unknown]
-    differences = [choice for choice in choices if isinstance(choice, Difference)]
+    choices.append(_pick(offer, TransformType.ESN, esn, required=not ike))
+    choices += [_Gap(kind) for kind in offer.types if kind not in _KNOWN]
+    gaps = [choice for choice in choices if isinstance(choice, _Gap)]
     chosen = tuple(choice for choice in choices if isinstance(choice, Transform))
-    return differences or _Match(_suite(offered.protocol, chosen), chosen)
+    return gaps or _Match(_suite(ours.protocol, chosen), chosen)
 
 
 _KNOWN = frozenset(TransformType)
@@ -219,9 +246,7 @@ _COMBINED = AEAD | {Encr.NULL_AUTH_AES_GMAC}
 _NONES = frozenset({TransformType.INTEG, TransformType.KE})
 
 
-def _pick(
-    offered: WireProposal, kind: int, wanted: Sequence[Transform], *, required: bool
-) -> Transform | Difference | None:
+def _pick(offer: _Offer, kind: int, wanted: Sequence[Transform], *, required: bool) -> Transform | _Gap | None:
     """Return the first wanted transform that is offered; None if the type is neither wanted nor offered.
 
     *required*: neither NONE nor nothing will do, whatever is wanted.
@@ -229,43 +254,44 @@ def _pick(
     none = Transform(kind, 0)
     if required and kind in _NONES:
         wanted = [transform for transform in wanted if transform != none]
-    there = offered.of_type(kind)
-    choice = next((transform for transform in wanted if transform in there), None)
+    choice = next((transform for transform in wanted if transform in offer.there), None)
     if choice is not None:
         return choice
     if not required and (not wanted or (kind in _NONES and none in wanted)):
-        if kind in _NONES and none in there:
+        if kind in _NONES and none in offer.there:
             return none
-        if kind not in offered.types:
+        if kind not in offer.by_type:
             return None
-    return Difference(kind, alternatives(wanted), alternatives(_offered(offered, kind)))
+    return _Gap(kind, wanted)
 
 
 def _transforms(kind: TransformType, numbers: Sequence[int]) -> tuple[Transform, ...]:
     return tuple(Transform(kind, number) for number in numbers)
 
 
-def _offered(offered: WireProposal, kind: int) -> list[Transform]:
-    opaque = [Transform(other.type, other.id) for other in offered.opaque if other.type == kind]
-    return [*offered.of_type(kind), *opaque]
-
-
 def _optional(transforms: tuple[Transform, ...]) -> bool:
     return any(transform.type in _NONES and transform.id == 0 for transform in transforms)
 
 
-def _nearest(offered: WireProposal, acceptable: Sequence[Proposal], preferred_group: int | None) -> Nearest:
-    candidates: list[Nearest] = []
+def _nearest(offer: _Offer, acceptable: Sequence[Proposal]) -> Nearest:
+    candidates: list[tuple[int, Proposal, list[_Gap]]] = []
     for index, ours in enumerate(acceptable):
-        result = _match(offered, ours, preferred_group)
-        differences = () if isinstance(result, _Match) else tuple(result)
-        candidates.append(Nearest(offered.number, index, describe_proposal(ours), differences))
-    return min(candidates, key=lambda nearest: _distance(nearest.differences))
+        result = _match(offer, ours, None)
+        candidates.append((index, ours, [] if isinstance(result, _Match) else result))
+    index, ours, gaps = min(candidates, key=lambda candidate: _distance(candidate[2]))
+    differences = tuple(_difference(offer, ours, gap) for gap in gaps)
+    return Nearest(offer.proposal.number, index, describe_proposal(ours), differences)
 
 
-def _distance(differences: tuple[Difference, ...]) -> tuple[bool, int]:
+def _difference(offer: _Offer, ours: Proposal, gap: _Gap) -> Difference:
+    if gap.type is None:
+        return Difference(None, ours.protocol.name, name_of(ProtocolId, offer.proposal.protocol))
+    return Difference(gap.type, alternatives(gap.wanted), alternatives(offer.by_type.get(gap.type, [])))
+
+
+def _distance(parts: Sequence[_Gap] | Sequence[Difference]) -> tuple[bool, int]:
     """Another protocol is farther than any number of transforms."""
-    return any(difference.type is None for difference in differences), len(differences)
+    return any(part.type is None for part in parts), len(parts)
 
 
 def _suite(protocol: int, transforms: Sequence[Transform]) -> Suite:
@@ -283,10 +309,3 @@ def _suite(protocol: int, transforms: Sequence[Transform]) -> Suite:
         group=Group.NONE if group is None else Group(group.id),
         esn=esn is not None and esn.id == Esn.YES,
     )
-
-
-def _protocol_name(protocol: int) -> str:
-    try:
-        return ProtocolId(protocol).name
-    except ValueError:
-        return f"protocol {protocol}"

@@ -141,7 +141,7 @@ def generic_header(following: int, body: bytes, *, critical: bool = False) -> by
 def _walk(first: int, cursor: Cursor) -> Iterator[tuple[int, bool, int, Cursor]]:
     """Yield type, critical bit, next type and body of each payload; the chain ends with the octets.
 
-    The next payload field of an Encrypted payload names what is inside it: the chain ends there.
+    The next payload field of an Encrypted payload names what is inside it: the caller stops there.
     """
     kind, count = first, 0
     while kind != PayloadType.NONE:
@@ -151,8 +151,6 @@ def _walk(first: int, cursor: Cursor) -> Iterator[tuple[int, bool, int, Cursor]]
         following, flags, length = cursor.u8(), cursor.u8(), cursor.u16()
         body = cursor.restrict(length - GENERIC_HEADER)
         yield kind, bool(flags & _CRITICAL), following, body
-        if kind in (PayloadType.SK, PayloadType.SKF):
-            return
         kind = following
     cursor.finish()
 
