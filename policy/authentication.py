@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def _secret_file(reader: TableReader, sources: Sources, file: FilePath, path: Ke
             reader.error(
                 where,
                 f"the secret file {name} can be used by others (mode {mode & 0o777:04o})",
-                f"chmod 600 {file}",
+                f"chmod 600 {shlex.quote(str(file))}",
             )
             return None
         octets = sources.read(file)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from policy.problems import ConfigError, quoted
 from policy.selectors import SelectorPair
-from policy.spd import SpdEntry
+from policy.spd import Disposition, SpdEntry
 
 #: Pairs are compared for overlaps up to this many entries: the work grows with the square, and a compilation must
 #: not hold up the packets (300 entries take about a twentieth of a second).
 MAX_COMPARED = 300
 _MAX_SHOWN = 20
+_STRICTNESS = {Disposition.BYPASS: 0, Disposition.PROTECT: 1, Disposition.DISCARD: 2}
 
 
 def twins(entries: Sequence[SpdEntry]) -> Iterator[ConfigError]:
@@ -30,7 +31,10 @@ def twins(entries: Sequence[SpdEntry]) -> Iterator[ConfigError]:
 
 
 def overlaps(entries: Sequence[SpdEntry]) -> Iterator[ConfigError]:
-    """Yield entries that lose packets to a rule that is not simply narrower; *entries* are in matching order."""
+    """Yield entries that lose packets to a rule that is neither narrower nor stricter.
+
+    *entries* are in matching order. Losing a packet to a stricter rule keeps it out of the clear: not told.
+    """
     if len(entries) > MAX_COMPARED:
         return
     shown = 0
@@ -38,6 +42,8 @@ def overlaps(entries: Sequence[SpdEntry]) -> Iterator[ConfigError]:
     for later_at, later in enumerate(entries):
         for earlier in entries[:later_at]:
             if _same_treatment(earlier, later) or not _same_way(earlier, later) or earlier.rule == later.rule:
+                continue
+            if _STRICTNESS[earlier.disposition] > _STRICTNESS[later.disposition]:
                 continue
             if (earlier.rule, later.rule) in seen:
                 continue

@@ -11,7 +11,7 @@ from policy.clock import SECOND, Nanos
 from policy.model import AddressSpec, DnsName, Special, TunnelEndpoint
 from policy.path import IpAddress
 from policy.problems import TextError, nearest, quoted
-from policy.selectors import ANY_PROTOCOL, AddressRange, PortRange
+from policy.selectors import ANY_PROTOCOL, PORT_PROTOCOLS, AddressRange, Flow, PortRange
 
 #: Protocol names (IANA's keywords, and Windows' for the last ones).
 PROTOCOLS: Mapping[str, int] = MappingProxyType(
@@ -140,6 +140,21 @@ def parse_protocol(value: object) -> int:
     return number
 
 
+def parse_flow(protocol: str, source: str, destination: str) -> Flow:
+    """Return the flow that "tcp", "10.1.0.5:40000", "[2001:db8::9]:443" mean; ports are optional. TextError."""
+    number = parse_protocol(int(protocol) if _NUMBER.match(protocol) else protocol)
+    if number == ANY_PROTOCOL:
+        raise TextError("a packet has one protocol", 'write "tcp", "udp", "icmp" or a number')
+    one, source_port = _side(source)
+    other, destination_port = _side(destination)
+    if one.version != other.version:
+        raise TextError(f"{one} and {other} are of different families", "a packet goes between two of one family")
+    ports = next((port for port in (source_port, destination_port) if port is not None), None)
+    if ports is not None and number not in PORT_PROTOCOLS:
+        raise TextError(f"{protocol_name(number)} has no ports", "leave the port out")
+    return Flow(one.version, number, int(one), int(other), source_port, destination_port)
+
+
 def protocol_name(number: int) -> str:
     """Return the name of a protocol, or its number as text."""
     return _PROTOCOL_NAMES.get(number, str(number))
@@ -178,6 +193,27 @@ def parse_size(value: object) -> int:
         f"{quoted(value)} is not a size" if isinstance(value, str) else "a size must be a text",
         'write "100GiB", "500MB" or "64KiB"',
     )
+
+
+def _side(text: str) -> tuple[IpAddress, int | None]:
+    """Return the address and the port of "10.1.0.5:80", "[2001:db8::9]:80" or a bare address."""
+    host, port = text.strip(), ""
+    if host.startswith("["):
+        host, _, port = host[1:].partition("]")
+        port = port.removeprefix(":")
+    elif host.count(":") == 1:
+        host, _, port = host.partition(":")
+    address = _host(host)
+    if address is None:
+        raise TextError(
+            f"{quoted(text)} is not an address", 'write "10.1.0.5", "10.1.0.5:443" or "[2001:db8::9]:443"'
+        )
+    if not port:
+        return address, None
+    ports = parse_ports(port)
+    if ports.start != ports.end:
+        raise TextError(f"{quoted(port)} is not one port", "a packet has one")
+    return address, ports.start
 
 
 def _positive(value: int, text: str) -> int:

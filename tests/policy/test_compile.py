@@ -176,6 +176,13 @@ def test_rules_that_overlap_are_told_which_one_wins() -> None:
     assert (
         'rules "Host" and "Mail" overlap, and for 10.1.0.5[6] <-> 10.2.0.0/16:25[6] the first one wins' in warning
     )
+    stricter = changed(
+        text,
+        ('filter_action = "Pass"', 'filter_action = "x"'),
+        ('filter_action = "Drop"', 'filter_action = "Pass"'),
+        ('filter_action = "x"', 'filter_action = "Drop"'),
+    )
+    assert compiled(stricter, *OWN).warnings == ()
     many = "\n".join(
         f'source = "10.1.0.5", destination = "172.16.{i // 256}.{i % 256}"' for i in range(MAX_COMPARED)
     )

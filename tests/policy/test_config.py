@@ -209,7 +209,11 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f'secret = "{KEY}"', 'secret_file = "site.psk"', 'there is no secret file "/etc/mg/site.psk" (create it with mode 0600'),
     ("authentication =", "active = true #", "11:1: the rule negotiates and has no authentication (add authentication = "),
     ("authentication = [", "authentication = [] # [", '17:18: "authentication" is empty (write authentication = ['),
-    ("authentication = [{", "authentication = {x = [{", ""),
+    ("authentication = [{", "authentication = 7 # [{", '17:18: "authentication" must be tables, not a number'),
+    ("authentication = [{", "authentication = [7] # [{", "17:19: authentication must be a table, not a number"),
+    ("authentication = [{", "authentication = {} # [{", '17:18: "authentication" must be an array, not a table (write'),
+    ('method = "psk"', 'method = "psk", certificate = "x"', 'unknown key "certificate" (it belongs in authentication with'),
+    (f'method = "psk", secret = "{KEY}"', 'method = "certificate", key = "k"', 'with method = "certificate" has no "ca" (add'),
     # what this version does not do, in the policy that is assigned
     ('tunnel_endpoint = "10.9.0.2"\n', "", '11:1: rule "LAN to LAN": transport mode is not available in this version (name'),
     ("esp:aes128-sha256", "ah:sha256", 'filter action "Require ESP": AH ("ah:sha256") is not available in this version'),
@@ -253,7 +257,7 @@ MISTAKES: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("old", "new", "line"), [row for row in MISTAKES if row[2]])
+@pytest.mark.parametrize(("old", "new", "line"), MISTAKES)
 def test_one_mistake_is_one_line(old: str, new: str, line: str) -> None:
     errors = errors_of(changed(SITE_TO_SITE, (old, new)))
     hits = [error for error in errors if line in error]
@@ -399,6 +403,51 @@ def test_secret_files(files: dict[str, tuple[int, bytes]], error: str | None) ->
     method = load_text(text, files).configuration.policies[0].rules[0].authentication[0]
     assert isinstance(method, PresharedKey)
     assert method.secret.reveal() == KEY.encode()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error"),
+    [
+        (PermissionError(13, "Permission denied"), "cannot be read: permission denied (run as its owner)"),
+        (
+            OSError(40, "Too many levels of symbolic links"),
+            "cannot be read: too many levels of symbolic links (check",
+        ),
+        (ValueError("embedded null byte"), "cannot be read: not a path (check the path)"),
+    ],
+)
+def test_secret_files_that_cannot_be_read(trouble: Exception, error: str) -> None:
+    def fail(_path: Path) -> int:
+        raise trouble
+
+    text = changed(SITE_TO_SITE, (f'secret = "{KEY}"', 'secret_file = "site.psk"'))
+    with pytest.raises(ConfigErrors) as caught:
+        load(Path("/etc/mg/a.toml"), read=lambda _path: text.encode(), mode_of=fail)
+    assert len(caught.value.errors) == 1
+    assert error in str(caught.value)
+
+
+def test_tables_of_the_wrong_kind() -> None:
+    assert errors_of("policy = 7") == ['a.toml:1:10: "policy" must be tables, not a number']
+    assert errors_of("policy = [7]") == ["a.toml:1:11: [[policy]] must be a table, not a number"]
+    assert errors_of("agent = 7") == ['a.toml:1:9: "agent" must be a table, not a number']
+    assert errors_of("[agent]\nassigned = 7") == [
+        'a.toml:2:12: "assigned" must be a text, not a number (put it in quotes)'
+    ]
+    assert errors_of("[agent]\nlog_level = 7") == [
+        'a.toml:2:13: "log_level" cannot be 7 (one of: debug, info, warning, error)'
+    ]
+
+
+def test_more_proposals_than_a_message_may_hold() -> None:
+    many = ", ".join(['"aes256gcm16-prfsha384-x25519"'] * 17)
+    (error,) = errors_of(changed(SITE_TO_SITE, ('"aes256gcm16-prfsha384-x25519"', many)))
+    assert '"proposals" has more than 16 items (remove some)' in error
+
+
+def test_a_key_with_a_line_end_is_told() -> None:
+    (warning,) = warnings_of(changed(SITE_TO_SITE, (KEY, f"{KEY}\\n")))
+    assert "the preshared key contains a line end (is it meant?)" in warning
 
 
 def test_a_secret_from_the_environment() -> None:

@@ -17,6 +17,7 @@ from policy.texts import (
     parse_address,
     parse_duration,
     parse_endpoint,
+    parse_flow,
     parse_ports,
     parse_protocol,
     parse_size,
@@ -160,6 +161,36 @@ def test_refused_protocols(value: object, message: str) -> None:
 def test_protocol_names_go_back() -> None:
     assert all(protocol_name(number) == name for name, number in PROTOCOLS.items())
     assert protocol_name(200) == "200"
+
+
+@pytest.mark.parametrize(
+    ("words", "flow"),
+    [
+        (("tcp", "10.1.0.5:40000", "10.2.0.9:443"), "protocol 6 10.1.0.5:40000 -> 10.2.0.9:443"),
+        (("tcp", "10.1.0.5", "10.2.0.9:443"), "protocol 6 10.1.0.5 -> 10.2.0.9:443"),
+        (("17", "[2001:db8::1]:53", "2001:db8::2"), "protocol 17 [2001:db8::1]:53 -> 2001:db8::2"),
+        (("icmpv6", "2001:db8::1", "[2001:db8::2]"), "protocol 58 2001:db8::1 -> 2001:db8::2"),
+    ],
+)
+def test_flows(words: tuple[str, str, str], flow: str) -> None:
+    assert str(parse_flow(*words)) == flow
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("any", "10.1.0.5", "10.2.0.9"), "a packet has one protocol"),
+        (("tcp", "10.1.0", "10.2.0.9"), '"10.1.0" is not an address (write "10.1.0.5"'),
+        (("tcp", "10.1.0.5", "2001:db8::1"), "10.1.0.5 and 2001:db8::1 are of different families"),
+        (("icmp", "10.1.0.5:1", "10.2.0.9"), "icmp has no ports (leave the port out)"),
+        (("tcp", "10.1.0.5:1-2", "10.2.0.9"), '"1-2" is not one port'),
+        (("tcp", "10.1.0.5:http", "10.2.0.9"), '"http" is not a port'),
+    ],
+)
+def test_refused_flows(words: tuple[str, str, str], message: str) -> None:
+    with pytest.raises(TextError) as caught:
+        parse_flow(*words)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
