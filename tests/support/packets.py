@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 
 from policy.lifetimes import Lifetime
@@ -291,14 +291,14 @@ def udp6(data: bytes, *, sport: int = 1000, dport: int = 2000, **ip: object) -> 
     return ip6(17, _udp(data, sport, dport, ip_packet[8:40]), **ip)  # type: ignore[arg-type]
 
 
-def tcp4(data: bytes, *, ip: dict[str, object] | None = None, **tcp: object) -> bytes:
+def tcp4(data: bytes, *, ip: Mapping[str, object] | None = None, **tcp: object) -> bytes:
     """Return a TCP segment in IPv4, with its checksum."""
     options = ip or {}
     addresses = ip4(6, b"", **options)[12:20]  # type: ignore[arg-type]
     return ip4(6, tcp_segment(data, addresses, **tcp), **options)  # type: ignore[arg-type]
 
 
-def tcp6(data: bytes, *, ip: dict[str, object] | None = None, **tcp: object) -> bytes:
+def tcp6(data: bytes, *, ip: Mapping[str, object] | None = None, **tcp: object) -> bytes:
     """Return a TCP segment in IPv6."""
     options = ip or {}
     addresses = ip6(6, b"", **options)[8:40]  # type: ignore[arg-type]

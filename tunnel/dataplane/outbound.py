@@ -218,7 +218,7 @@ class Outbound:
             allowed, reason = sa.sequence_limit - sa.sequence, DropReason.SEQUENCE_OVERFLOW
         if reason is not None:
             self._expire(sa, hard=True, cause="bytes" if reason is DropReason.SA_EXPIRED else "sequence")
-        elif octets >= sa.next_limit:
+        elif octets >= sa.next_limit < sa.hard:
             self._expire(sa, hard=False, cause="bytes")
         elif sa.sequence + allowed >= sa.sequence_soft:
             self._expire(sa, hard=False, cause="sequence")
