@@ -107,9 +107,23 @@ def _read_psk(reader: TableReader, sources: Sources, raw: dict[str, Any], path: 
             reader.at_value(*path, written[0]), "the preshared key is empty", "write the key that both sides know"
         )
         return None
+    if "secret" in written and _open_to_others(sources, reader.file):
+        message = "the config file holds this preshared key and can be read by others"
+        reader.warn(
+            reader.at_value(*path, "secret"),
+            message,
+            f"chmod 600 {shlex.quote(str(reader.file))}, or use secret_file",
+        )
     if "secret" in written and b"\n" in octets:
         reader.warn(reader.at_value(*path, "secret"), "the preshared key contains a line end", "is it meant?")
     return PresharedKey(secret=Secret(octets), remote_id=table.remote_id, where=reader.at_value(*path, written[0]))
+
+
+def _open_to_others(sources: Sources, file: FilePath) -> bool:
+    try:
+        return bool(sources.mode_of(file) & 0o077)
+    except (OSError, ValueError):
+        return False
 
 
 def _secret(reader: TableReader, sources: Sources, table: PskTable, path: KeyPath) -> bytes | None:

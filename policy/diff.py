@@ -38,14 +38,14 @@ class Delta:
         if self.same:
             return "nothing changed"
         counts = (
-            (len(self.added), "entries added"),
-            (len(self.removed), "entries removed"),
-            (len(self.changed), "entries changed"),
-            (len(self.added_peers), "peers added"),
-            (len(self.removed_peers), "peers removed"),
-            (len(self.changed_peers), "peers changed"),
+            (len(self.added), "entry", "entries", "added"),
+            (len(self.removed), "entry", "entries", "removed"),
+            (len(self.changed), "entry", "entries", "changed"),
+            (len(self.added_peers), "peer", "peers", "added"),
+            (len(self.removed_peers), "peer", "peers", "removed"),
+            (len(self.changed_peers), "peer", "peers", "changed"),
         )
-        parts = [f"{count} {what}" for count, what in counts if count]
+        parts = [f"{count} {one if count == 1 else more} {how}" for count, one, more, how in counts if count]
         return ", ".join([*parts, "order changed"] if self.reordered else parts)
 
 

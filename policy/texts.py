@@ -89,7 +89,10 @@ def parse_endpoint(text: str) -> TunnelEndpoint:
         return host
     if "/" in stripped:
         raise TextError(f"{quoted(text)} is a network; a tunnel ends at one address", "name the peer's address")
-    return DnsName(_dns_name(text, stripped))
+    try:
+        return DnsName(_dns_name(text, stripped))
+    except TextError as error:
+        raise TextError(error.message, 'write the peer\'s address, its DNS name, or "any"') from None
 
 
 def parse_ports(value: object) -> PortRange:

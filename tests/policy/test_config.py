@@ -445,6 +445,15 @@ def test_more_proposals_than_a_message_may_hold() -> None:
     assert '"proposals" has more than 16 items (remove some)' in error
 
 
+@pytest.mark.parametrize(("mode", "told"), [(0o600, False), (0o640, True), (0o604, True)])
+def test_a_config_file_that_holds_a_key_is_a_secret_too(mode: int, told: bool) -> None:
+    loaded = load_text(SITE_TO_SITE, {"/etc/mg/a.toml": (mode, b"")})
+    assert [str(warning) for warning in loaded.warnings] == [
+        "/etc/mg/a.toml:17:46: the config file holds this preshared key and can be read by others "
+        "(chmod 600 /etc/mg/a.toml, or use secret_file)"
+    ][: int(told)]
+
+
 def test_a_key_with_a_line_end_is_told() -> None:
     (warning,) = warnings_of(changed(SITE_TO_SITE, (KEY, f"{KEY}\\n")))
     assert "the preshared key contains a line end (is it meant?)" in warning

@@ -33,7 +33,7 @@ def test_added_and_removed() -> None:
     assert ids(forth) == (["B/B list/1"], [], [])
     assert ids(back) == ([], ["B/B list/1"], [])
     assert [peer.name for peer in forth.added_peers] == ["10.9.0.3"] == [peer.name for peer in back.removed_peers]
-    assert str(forth) == "1 entries added, 1 peers added"
+    assert str(forth) == "1 entry added, 1 peer added"
     assert not forth.same
 
 
@@ -66,7 +66,7 @@ def test_an_order_that_changes() -> None:
     narrower = policy_text(("A", "Drop", f"{ONE}\n{TWO.replace('10.3.0.0/24', '10.3.0.0/25')}"))
     delta = diff(compiled(two, *OWN), compiled(narrower, *OWN))
     assert delta.reordered
-    assert str(delta) == "1 entries changed, order changed"
+    assert str(delta) == "1 entry changed, order changed"
 
 
 def test_no_policy_at_all() -> None:

@@ -97,7 +97,7 @@ def test_endpoints() -> None:
         ("10.9.0.0/24", '"10.9.0.0/24" is a network; a tunnel ends at one address'),
         ("0.0.0.0", '"0.0.0.0" is not the address of a host'),
         ("224.0.0.1", '"224.0.0.1" is not the address of a host'),
-        ("10.9.0", '"10.9.0" is not an address'),
+        ("10.9.0", '"10.9.0" is not an address (write the peer\'s address, its DNS name, or "any")'),
     ],
 )
 def test_refused_endpoints(text: str, message: str) -> None:
