@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.packets import Pair, ip4, join, packet_of, tcp4, tcp6, tcp_segment, tun, udp4, udp6
+from tests.support.packets import Pair, ip4, join, packet_of, sa_params, tcp4, tcp6, tcp_segment, tun, udp4, udp6
 from tunnel.dataplane.coalesce import Coalescer
 from tunnel.dataplane.contract import TunOffload
 from tunnel.dataplane.offload import Frame, segments
+from tunnel.dataplane.sad import InboundSa
 
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in (0, 1, 2, 3, 4, 5, 6, 7))
 STAMP = b"\x01\x01\x08\x0a\x00\x00\x00\x01\x00\x00\x00\x02"
@@ -37,6 +38,11 @@ def segment(index: int, size: int = 100, **fields: object) -> bytes:
     fields.setdefault("seq", 1000 + index * 100)
     ip = {"identification": 7 + index, **fields.pop("ip", {})}  # type: ignore[dict-item]
     return tcp4(bytes((index + k) & 0xFF for k in range(size)), ip=ip, **fields)
+
+
+def owner(spi: int) -> InboundSa:
+    """Return an SA that packets may come over."""
+    return InboundSa(sa_params(inbound=True, spi=spi))
 
 
 def shape(frames: list[list[bytes]]) -> list[int]:
@@ -241,7 +247,7 @@ def test_segments_of_two_sas_do_not_share_the_short_cut() -> None:
     # What was checked for one SA says nothing about another: each flow is compared with its own SA's selectors.
     coalescer = Coalescer(ALL)
     packet, following = segment(0), segment(1)
-    first, second = object(), object()
+    first, second = owner(0x1001), owner(0x1002)
     coalescer.add(packet, first, len(packet) + 2, b"\x00\x04")
     assert not coalescer.extend(second, following + b"\x00\x04")
     assert not coalescer.extend(first, following + b"\x00\x29")
@@ -275,12 +281,12 @@ def _streams(draw: st.DrawFn) -> list[bytes]:
 @given(_streams(), st.booleans())
 def test_cutting_again_gives_every_flow_its_packets_in_order(packets: list[bytes], short_cut: bool) -> None:
     coalescer = Coalescer(ALL)
-    owner = object()
+    sa = owner(0x1001)
     for packet in packets:
         if not short_cut:
             coalescer.add(packet)
-        elif not coalescer.extend(owner, packet + b"\x00\x04"):
-            coalescer.add(packet, owner, len(packet) + 2, b"\x00\x04")
+        elif not coalescer.extend(sa, packet + b"\x00\x04"):
+            coalescer.add(packet, sa, len(packet) + 2, b"\x00\x04")
     out = [packet for frame in coalescer.finish() for packet in recut(b"".join(bytes(part) for part in frame))]
 
     def of(port: int, stream: list[bytes]) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Invariant: whatever octets come from the TUN or the wire, the data plane raises nothing and finds no bug of its own.
+"""Invariant: whatever octets come from TUN or wire, the data plane raises nothing and finds no bug of its own.
 
 It accounts for every packet exactly once: sent, held, delivered, control, or dropped under one name.
 """

@@ -25,6 +25,7 @@ from tunnel.dataplane.offload import (
     PSH,
     VNET,
 )
+from tunnel.dataplane.sad import InboundSa
 
 WriteFrame: TypeAlias = tuple[Buffer, ...]
 
@@ -60,10 +61,10 @@ class _Run:
         addresses = packet[12:20] if transport == 20 else packet[8:40]
         self.pseudo = ones_sum(addresses) + protocol
         self.verified = False
-        self.owner: object = None
+        self.owner: InboundSa | None = None
         self.plain_size = 0
 
-    def expect(self, owner: object, plain_size: int, trailer: bytes) -> None:
+    def expect(self, owner: InboundSa, plain_size: int, trailer: bytes) -> None:
         """Prepare for ``Coalescer.extend``: the next segment has this header but for the fields that step."""
         self.owner, self.plain_size, self.trailer = owner, plain_size, trailer
         number = int.from_bytes(self.first[: self.header], "big")
@@ -132,7 +133,12 @@ class Coalescer:
         """Return the frames of the burst."""
         return tuple(item.frame() if isinstance(item, _Run) else item for item in self._frames)
 
-    def extend(self, owner: object, plain: bytes) -> bool:
+    @property
+    def owner(self) -> InboundSa | None:
+        """The SA whose next packet may continue the last run."""
+        return None if self._last is None else self._last.owner
+
+    def extend(self, owner: InboundSa, plain: bytes) -> bool:
         """Take a decrypted payload if it is the very next full segment of the last run of the SA *owner*.
 
         Whatever else there is to check was checked for the run's first segment, and stands in octets that are
@@ -163,7 +169,9 @@ class Coalescer:
         run.next_sequence = (run.next_sequence + run.size) & _LOW
         return True
 
-    def add(self, packet: bytes, owner: object = None, plain_size: int = 0, trailer: bytes = b"") -> None:
+    def add(
+        self, packet: bytes, owner: InboundSa | None = None, plain_size: int = 0, trailer: bytes = b""
+    ) -> None:
         """Take one authentic inner packet, whole and without anything behind it.
 
         The SA, the size of the decrypted payload and what followed the packet there are what ``extend`` compares.

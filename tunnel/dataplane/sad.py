@@ -78,8 +78,8 @@ class InboundSa(Sa):
     """An SA that receives: the replay window, and the flows found inside its selectors."""
 
     __slots__ = (
-        "allowed", "awaiting", "decrypt", "esn", "open", "reported_path", "salt", "seen_path", "serves",
-        "smallest", "window",
+        "allowed", "awaiting", "decrypt", "esn", "open", "overhead", "reported_path", "salt", "seen_path",
+        "serves", "smallest", "window",
     )  # fmt: skip
 
     def __init__(self, params: SaParams) -> None:
@@ -91,8 +91,9 @@ class InboundSa(Sa):
         self.decrypt = transform.cipher.decrypt if isinstance(transform, Aead) else None
         self.salt = transform.salt if isinstance(transform, Aead) else b""
         self.open = _no_open if isinstance(transform, Aead) else transform.open
-        #: Octets of the shortest ESP packet that these algorithms make.
-        self.smallest = 8 + transform.iv_size + transform.block + transform.icv_size
+        #: Octets around the plaintext, and of the shortest ESP packet that these algorithms make.
+        self.overhead = 8 + transform.iv_size + transform.icv_size
+        self.smallest = self.overhead + transform.block
         #: Header octets of flows that matched the selectors.
         self.allowed: set[bytes] = set()
         #: Whether the outbound twin is dormant until a packet arrives here.
