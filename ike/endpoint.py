@@ -24,7 +24,7 @@ from ike.v2.settings import IkeSettings
 from ike.v2.states import State
 from ike.v2.strangers import Strangers
 from ike.v2.tasks.child_rekey import ChildRekey
-from ike.v2.tasks.delete import DeleteChildren, delete_ike
+from ike.v2.tasks.delete import delete_children, delete_ike
 from ike.v2.tasks.ike_init import IkeInit
 from ike.v2.tasks.ike_rekey import IkeRekey
 from ike.v2.tasks.liveness import check_liveness
@@ -135,7 +135,8 @@ class IkeEndpoint:
             delete_ike(sa, "terminated by the operator", now)
 
     def shutdown(self, now: Nanos) -> None:
-        """Delete every IKE SA in an orderly way."""
+        """Delete every IKE SA in an orderly way, and dial no more until a policy is loaded."""
+        self._core.demands.stopped = True
         for sa in list(self._core.sas.values()):
             if sa.state is not State.CLOSED:
                 delete_ike(sa, "shutting down", now)
@@ -185,7 +186,7 @@ class IkeEndpoint:
         if sa is None or record is None:
             return
         if hard:
-            sa.start(DeleteChildren([record], reason), now)
+            delete_children(sa, [record], reason, now)
         elif record.state is ChildState.LIVE and not any(
             isinstance(task, ChildRekey) and task.old is record for task in [*sa.tasks(), *sa.deferred.values()]
         ):

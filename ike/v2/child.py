@@ -124,6 +124,7 @@ def install(
                 replaces=child.replaces,
                 follow_nat=sa.nat_remote,
                 replay_window=protection.replay_window,
+                rekey_at=None if soft is None else now + soft,
             )
         )
     )
@@ -148,6 +149,9 @@ def remove(sa: IkeSa, child: Child, reason: str, now: Nanos, *, drain: Nanos = 0
     core.spis_in.discard(child.spi_in)
     core.timers.cancel(sa.number, Timer.REKEY_CHILD, child.number)
     core.timers.cancel(sa.number, Timer.EXPIRE_CHILD, child.number)
+    live = [c for c in sa.children.values() if c.replaces == child.number and c.state is ChildState.LIVE]
+    if live:  # the predecessor is gone: the newest successor is in use from now on (section 2.8)
+        activate(sa, live[-1])
     core.emit(ChildRemoved(child.number, child.spi_in, child.spi_out, reason, drain))
     sa.tell(
         now,
@@ -164,12 +168,6 @@ def by_spi_out(sa: IkeSa, protocol: int, spi: bytes) -> Child | None:
     """Return the Child SA that the peer names by its inbound SPI (REKEY_SA, Delete: sections 1.3.3, 1.4.1)."""
     number = int.from_bytes(spi, "big")
     return next((c for c in sa.children.values() if c.spi_out == number and c.protocol == protocol), None)
-
-
-def successor(sa: IkeSa, child: Child) -> Child | None:
-    """Return the newest Child SA that replaces *child*."""
-    found = [other for other in sa.children.values() if other.replaces == child.number]
-    return found[-1] if found else None
 
 
 def child_path(sa: IkeSa, encapsulation: Encapsulation) -> Path:

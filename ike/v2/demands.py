@@ -47,10 +47,15 @@ class Demands:
         #: Failures in a row, by entry: they set how long the data plane should not ask again.
         self._failures: dict[str, int] = {}
         self._hinted: dict[str, Nanos] = {}
+        #: Dial no more.
+        self.stopped = False
 
     def acquire(self, entry_id: str, flow: Flow | None, now: Nanos) -> None:
         """Get a Child SA for *entry_id* (that carries *flow*), unless that is under way."""
         if entry_id in self._waiting:
+            return
+        if self.stopped:
+            self._fail(entry_id, Failure(FailureKind.LOCAL, "shutting down"), now)
             return
         core, entry = self._core, self._core.entry(entry_id)
         if entry is None or entry.protection is None:
@@ -112,6 +117,8 @@ class Demands:
     def refused(self, sa: IkeSa, entry: str, failure: Failure, now: Nanos) -> None:
         """Our exchange for *entry* failed, the IKE SA lives on."""
         if entry in self._waiting:
+            if failure.kind is FailureKind.NO_ANSWER:  # it did answer once: never a reason to speak in clear
+                failure = Failure(FailureKind.REFUSED, failure.reason)
             self.report(sa, failure, now, entry=entry)
             self._fail(entry, failure, now)
 
@@ -142,7 +149,7 @@ class Demands:
             reason=failure.reason,
             kind=failure.kind.value,
             entry=entry,
-            role="initiator",
+            role="initiator" if sa.initiator else "responder",
         )
 
     def refused_request(self, sa: IkeSa, reason: str, now: Nanos) -> None:
@@ -298,7 +305,7 @@ def _explain(sa: IkeSa, failure: Failure) -> Failure:
     if failure.kind is not FailureKind.NO_ANSWER:
         return failure
     if sa.state is State.CLOSED and sa.spi_r != bytes(8):
-        return Failure(failure.kind, f"{failure.reason}: the peer answered IKE_SA_INIT but not IKE_AUTH")
+        return Failure(FailureKind.REFUSED, f"{failure.reason}: the peer answered IKE_SA_INIT but not IKE_AUTH")
     return Failure(failure.kind, reasons.no_answer(sa.path.remote, sa.probable))
 
 

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING
 from ike.constants import NotifyType
 from ike.crypto.kex import KeyExchange, generate
 from ike.crypto.keymat import ChildKeys, derive_child_keys
-from ike.errors import BadAnswer, InvalidSyntax, LocalError, NoAdditionalSas, NoProposalChosen, TsUnacceptable
+from ike.errors import (
+    BadAnswer,
+    InvalidPublicValue,
+    InvalidSyntax,
+    LocalError,
+    NoAdditionalSas,
+    NoProposalChosen,
+    TsUnacceptable,
+)
 from ike.names import describe_offer
-from ike.negotiate import Mismatch, check_group, choose, verify_answer
+from ike.negotiate import Choice, Mismatch, check_group, choose, verify_answer
 from ike.v2.child import Agreed, Child, install, selectors_text
-from ike.v2.traffic import accepted_pairs, grant, offered_sides
+from ike.v2.traffic import Narrowed, accepted_pairs, grant, offered_sides
 from ike.wire.message import Message
 from ike.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
 from ike.wire.proposals import WireProposal, offer
@@ -133,39 +141,29 @@ def answer_child(
     if granted is None or granted.entry.protection is None:
         raise TsUnacceptable(_nothing_for(entries, tsi, tsr, transport))
     protection = granted.entry.protection
+    ke = message.first(KePayload)
+    choice = _choose(sa, request, ke, granted.entry, first=first)
     spi_in = sa.core.new_child_spi()
-    try:
-        ke = message.first(KePayload)
-        choice = choose(
-            request.proposals,
-            acceptable(sa, granted.entry, first=first),
-            spi=spi_in.to_bytes(4, "big"),
-            preferred_group=None if ke is None else ke.group,
-        )
-        if isinstance(choice, Mismatch):
-            raise NoProposalChosen(f"no common ESP/AH proposal: {choice} ({granted.entry.where})")
-        spi_out = int.from_bytes(choice.offered.spi, "big")
-        if spi_out == 0:
-            raise InvalidSyntax("a Child SA with SPI zero")
-        check_group(choice.suite, None if ke is None else ke.group)
-        parts: list[Payload] = [SaPayload((choice.answer,))]
-        if not first:
-            parts.append(NoncePayload(nr))
-        shared = None
-        if choice.suite.group is not Group.NONE and ke is not None:
-            kex = generate(choice.suite.group, sa.core.entropy)
+    answer = replace(choice.answer, spi=spi_in.to_bytes(4, "big"))
+    parts: list[Payload] = [SaPayload((answer,))]
+    if not first:
+        parts.append(NoncePayload(nr))
+    shared = None
+    if choice.suite.group is not Group.NONE and ke is not None:
+        kex = generate(choice.suite.group, sa.core.entropy)
+        try:
             shared = kex.shared(ke.data)
-            parts.append(KePayload(kex.group, kex.public))
-    except Exception:
-        sa.core.spis_in.discard(spi_in)
-        raise
+        except InvalidPublicValue:
+            sa.core.spis_in.discard(spi_in)
+            raise
+        parts.append(KePayload(kex.group, kex.public))
     from_peer, from_us = _keys(sa, choice.suite, ni, nr, shared)
     agreed = Agreed(
         entry=granted.entry,
         suite=choice.suite,
         mode=protection.mode,
         spi_in=spi_in,
-        spi_out=spi_out,
+        spi_out=int.from_bytes(choice.offered.spi, "big"),
         pairs=granted.pairs,
         keys_in=from_peer,
         keys_out=from_us,
@@ -173,9 +171,34 @@ def answer_child(
     child = install(sa, agreed, now, dormant=replaces is not None, replaces=replaces)
     parts += [TsPayload(True, granted.remote), TsPayload(False, granted.local)]
     parts += _mode_notifies(protection.mode is Mode.TRANSPORT)
-    if granted.narrowed and len(granted.pairs) == 1 and (len(tsi) > 1 or len(tsr) > 1):
+    if granted.narrowed and _more_possible(entries, granted, tsr, tsi, transport=transport):
         parts.append(NotifyPayload(NotifyType.ADDITIONAL_TS_POSSIBLE))
     return parts, child
+
+
+def _more_possible(
+    entries: Sequence[SpdEntry],
+    granted: Narrowed,
+    local: Sequence[TrafficSelector],
+    remote: Sequence[TrafficSelector],
+    *,
+    transport: bool,
+) -> bool:
+    """Whether another entry would grant another part of what is asked for (section 2.9)."""
+    others = [entry for entry in entries if entry is not granted.entry]
+    return grant(others, local, remote, transport=transport) is not None
+
+
+def _choose(sa: IkeSa, request: SaPayload, ke: KePayload | None, entry: SpdEntry, *, first: bool) -> Choice:
+    """Choose a suite for the Child SA; NoProposalChosen or InvalidKePayload if there is none yet."""
+    group = None if ke is None else ke.group
+    choice = choose(request.proposals, acceptable(sa, entry, first=first), preferred_group=group)
+    if isinstance(choice, Mismatch):
+        raise NoProposalChosen(f"no common ESP/AH proposal: {choice} ({entry.where})")
+    if choice.offered.spi == bytes(4):
+        raise InvalidSyntax("a Child SA with SPI zero")
+    check_group(choice.suite, group)
+    return choice
 
 
 def single_protocols(entry: SpdEntry) -> list[Proposal]:

@@ -11,7 +11,7 @@ from ike.v2.negotiation import single_protocols
 from ike.v2.sa import IkeSa
 from ike.v2.states import AUTHENTICATED, State
 from ike.v2.tasks.child_rekey import ChildRekey
-from ike.v2.tasks.delete import DeleteChildren, delete_ike
+from ike.v2.tasks.delete import delete_children, delete_ike
 from ike.v2.tasks.task import Failure
 from policy.clock import Nanos
 from policy.lifetimes import Lifetime
@@ -27,6 +27,7 @@ def load(core: Core, snapshot: Snapshot, now: Nanos) -> None:
     IKE_AUTH comes.
     """
     previous, core.snapshot = core.snapshot, snapshot
+    core.demands.stopped = False
     for entry_id in core.demands.entries():
         if core.entry(entry_id) is None:
             core.demands.forget(entry_id, "the policy no longer has this entry", now)
@@ -65,7 +66,7 @@ def _check_children(core: Core, sa: IkeSa, previous: Snapshot, now: Nanos) -> No
         entry = core.entry(child.entry)
         reason = "the policy no longer has its entry" if entry is None else _no_longer_fits(sa, child, entry)
         if reason:
-            sa.start(DeleteChildren([child], reason), now)
+            delete_children(sa, [child], reason, now)
         elif entry is not None:
             before = previous.spd.entry(child.entry)
             if before is not None and single_protocols(before) != single_protocols(entry):

@@ -9,7 +9,7 @@ from ike.v2.child import ChildState
 from ike.v2.sa import IkeSa, is_authentication_failure
 from ike.v2.tasks.child_create import respond_child_create
 from ike.v2.tasks.child_rekey import respond_child_rekey
-from ike.v2.tasks.delete import DeleteChildren, deleted_by_peer
+from ike.v2.tasks.delete import delete_children, deleted_by_peer
 from ike.v2.tasks.ike_auth import respond_auth
 from ike.v2.tasks.ike_rekey import IkeRekey, adopt, respond_ike_rekey
 from ike.v2.tasks.task import Failure
@@ -84,4 +84,4 @@ def _invalid_spi(sa: IkeSa, notify: NotifyPayload, now: Nanos) -> None:
     spi = int.from_bytes(notify.data, "big")
     useless = [c for c in sa.children.values() if c.spi_out == spi and c.state is ChildState.LIVE]
     if useless:
-        sa.start(DeleteChildren(useless, "the peer does not know its SPI (INVALID_SPI)"), now)
+        delete_children(sa, useless, "the peer does not know its SPI (INVALID_SPI)", now)

@@ -83,6 +83,8 @@ class IkeSa:
         self.probable = ""
         #: Set by the answer to a request that ends the IKE SA: it closes once the response is out.
         self.closing: Failure | None = None
+        #: A Delete for it waits its turn.
+        self.leaving = False
         core.add(self)
 
     # What we are.
@@ -100,7 +102,7 @@ class IkeSa:
     @property
     def usable(self) -> bool:
         """Whether new work may be started on it."""
-        return self.state is State.ESTABLISHED
+        return self.state is State.ESTABLISHED and not self.leaving
 
     @property
     def idle_tasks(self) -> bool:
@@ -326,7 +328,9 @@ class IkeSa:
             return False
         self._deferrals += 1
         self.deferred[self._deferrals] = task
-        at = now + (settings.temporary_wait << tries)
+        # Both ends may be put off by each other: chance must part them.
+        wait = settings.temporary_wait << tries
+        at = now + wait + wait * self.core.entropy(1)[0] // 256
         self.core.timers.set(self.number, Timer.RETRY, at, self._deferrals)
         return True
 
@@ -439,7 +443,7 @@ class IkeSa:
         was = self.state
         self.state = State.CLOSED
         core = self.core
-        for child in list(self.children.values()):
+        for child in reversed(list(self.children.values())):
             children.remove(self, child, failure.reason, now, drain=drain)
         waiting = [*self.tasks(), *self.deferred.values()]
         self._completed()

@@ -13,7 +13,7 @@ from ike.v2 import reasons
 from ike.v2.child import Agreed, Child, ChildState, install
 from ike.v2.negotiation import NONCE_LENGTH, ChildOffer, answer_child
 from ike.v2.sa import IkeSa
-from ike.v2.tasks.delete import DeleteChildren, DeleteSpi
+from ike.v2.tasks.delete import DeleteChildren, DeleteSpi, delete_children
 from ike.v2.tasks.task import Failure, Task
 from ike.v2.traffic import covered
 from ike.wire.message import Message
@@ -89,12 +89,12 @@ class ChildRekey(Task):
         if self.rival is not None and lowest < self.rival.lowest:
             redundant = install(sa, agreed, now, dormant=True, replaces=old)
             redundant.state = ChildState.DELETING
-            sa.start(DeleteChildren([redundant], "redundant: both ends rekeyed", drain=drain), now, urgent=True)
+            delete_children(sa, [redundant], "redundant: both ends rekeyed", now, drain=drain, urgent=True)
             return
         install(sa, agreed, now, replaces=old)
         if old.number in sa.children:
             old.state = ChildState.REPLACED
-            sa.start(DeleteChildren([old], "replaced", drain=drain), now, urgent=True)
+            delete_children(sa, [old], "replaced", now, drain=drain, urgent=True)
 
     def _refused(self, sa: IkeSa, error: NotifyPayload | None, now: Nanos) -> None:
         """Act on CHILD_SA_NOT_FOUND and TEMPORARY_FAILURE; both are ordinary when rekeys collide (2.25.1)."""
@@ -124,8 +124,8 @@ def respond_child_rekey(sa: IkeSa, message: Message, rekey: NotifyPayload, now: 
     """Answer the peer's rekey: the successor sends only once the predecessor is deleted (section 2.8)."""
     old = children.by_spi_out(sa, rekey.protocol, rekey.spi)
     if old is None:
-        current = sa.current
-        if isinstance(current, DeleteChildren) and current.closes(rekey.protocol, rekey.spi):
+        closing = [task for task in sa.tasks() if isinstance(task, DeleteChildren)]
+        if any(task.closes(rekey.protocol, rekey.spi) for task in closing):
             raise TemporaryFailure("the Child SA to rekey is being deleted")
         raise ChildSaNotFound(rekey.protocol, rekey.spi)
     if old.state is not ChildState.LIVE:

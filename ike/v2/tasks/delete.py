@@ -18,31 +18,22 @@ from policy.clock import Nanos
 
 
 class DeleteChildren(Task):
-    """Delete Child SAs: each end names the SPIs that it receives on.
+    """Tell the peer that Child SAs are deleted: each end names the SPIs that it receives on.
 
-    Our half goes when the request does: the outbound SA at once, the inbound one after *drain*.
+    Ours are gone when the task starts (``delete_children``), so that nothing is used while the request waits.
     """
 
     exchange = ExchangeType.INFORMATIONAL
 
-    def __init__(self, gone: Sequence[Child], reason: str, *, drain: Nanos = 0) -> None:
-        self.children = tuple(gone)
-        self._reason = reason
-        self._drain = drain
+    def __init__(self, gone: Sequence[Child]) -> None:
+        self._gone = tuple(gone)
 
-    def build(self, sa: IkeSa, now: Nanos) -> list[Payload] | None:
+    def build(self, sa: IkeSa, now: Nanos) -> list[Payload]:
         """Return one Delete payload a protocol."""
-        alive = [child for child in self.children if child.number in sa.children]
-        if not alive:
-            return None
         payloads: list[Payload] = []
-        for protocol in dict.fromkeys(child.protocol for child in alive):
-            spis = tuple(child.spi_in.to_bytes(4, "big") for child in alive if child.protocol == protocol)
+        for protocol in dict.fromkeys(child.protocol for child in self._gone):
+            spis = tuple(child.spi_in.to_bytes(4, "big") for child in self._gone if child.protocol == protocol)
             payloads.append(DeletePayload(protocol, spis))
-        for child in alive:
-            if child.state is ChildState.LIVE:
-                child.state = ChildState.DELETING
-            children.remove(sa, child, self._reason, now, drain=self._drain)
         return payloads
 
     def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:
@@ -54,7 +45,16 @@ class DeleteChildren(Task):
     def closes(self, protocol: int, spi: bytes) -> bool:
         """Whether the Child SA that the peer names by its inbound SPI is being deleted."""
         number = int.from_bytes(spi, "big")
-        return any(child.spi_out == number and child.protocol == protocol for child in self.children)
+        return any(child.spi_out == number and child.protocol == protocol for child in self._gone)
+
+
+def delete_children(
+    sa: IkeSa, gone: Sequence[Child], reason: str, now: Nanos, *, drain: Nanos = 0, urgent: bool = False
+) -> None:
+    """Remove Child SAs, the inbound halves after *drain*, and tell the peer as soon as the window allows."""
+    for child in gone:
+        children.remove(sa, child, reason, now, drain=drain)
+    sa.start(DeleteChildren(gone), now, urgent=urgent)
 
 
 class DeleteSpi(Task):
@@ -90,7 +90,7 @@ class Farewell(Task):
         """Return the Delete; Child SAs go with it."""
         if sa.state is not State.DELETING:
             sa.become(State.DELETING)
-        for child in list(sa.children.values()):
+        for child in reversed(list(sa.children.values())):
             children.remove(sa, child, self._failure.reason, now, drain=self._drain)
         return [DeletePayload(ProtocolId.IKE)] if self._notify is None else [self._notify]
 
@@ -114,11 +114,12 @@ def delete_ike(sa: IkeSa, reason: str, now: Nanos, *, drain: Nanos = 0) -> None:
         if sa.state is not State.DELETING:
             sa.close(failure, now)
         return
-    if any(isinstance(task, Farewell) for task in sa.tasks()):
+    if sa.leaving:
         return
+    sa.leaving = True
     waiting = list(sa.queue)
     sa.queue.clear()
-    for child in list(sa.children.values()):
+    for child in reversed(list(sa.children.values())):
         children.remove(sa, child, reason, now, drain=drain)
     for task in waiting:
         task.failed(sa, failure, now)
@@ -135,15 +136,7 @@ def deleted_by_peer(sa: IkeSa, payload: DeletePayload, now: Nanos) -> DeletePayl
         child = children.by_spi_out(sa, payload.protocol, spi)
         if child is None:
             continue
-        _activate_successor(sa, child)
         gone.append(child.spi_in.to_bytes(4, "big"))
         reason = "replaced" if child.state is ChildState.REPLACED else "the peer deleted it"
         children.remove(sa, child, reason, now, drain=sa.core.settings.drain)
     return DeletePayload(payload.protocol, tuple(gone)) if gone else None
-
-
-def _activate_successor(sa: IkeSa, child: Child) -> None:
-    """The initiator of the rekey has deleted the old Child SA: the new one is in use now (section 2.8)."""
-    live = [c for c in sa.children.values() if c.replaces == child.number and c.state is ChildState.LIVE]
-    if live:
-        children.activate(sa, live[-1])

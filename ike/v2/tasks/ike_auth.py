@@ -69,7 +69,9 @@ class IkeAuth(Task):
             local = reasons.own_identity(self._peer, sa.path)
             reason = reasons.refused_auth(message.error(), local, self._peer)
             self._offer.withdraw(sa)
-            sa.close(Failure(FailureKind.AUTHENTICATION, reason), now)
+            failed = message.notify(NotifyType.AUTHENTICATION_FAILED) is not None
+            kind = FailureKind.AUTHENTICATION if failed else FailureKind.REFUSED
+            sa.close(Failure(kind, reason), now)
             return
         expected = reasons.expected_identity(self._peer, sa.path)
         if idr.identity != expected:
