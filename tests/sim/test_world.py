@@ -116,6 +116,7 @@ def test_a_narrow_link_tells_the_mtu() -> None:
     assert scene.a.gateway is not None
     too_long = Packet(Kind.UDP, endpoint(GATEWAY_A, 4500), endpoint(GATEWAY_B, 4500), bytes(1400), df=True)
     scene.a.link.send(too_long, scene.a)
+    scene.world.run(1)
     assert scene.a.tun_mtu < before
 
 

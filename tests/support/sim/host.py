@@ -97,8 +97,7 @@ class Host:
         )
         self.world.note(self.name, f"assign {policy.name if policy else None}")
         if self.gateway is not None:
-            self.gateway.load(self.snapshot, self.world.now)
-            self._drain()
+            self._load(self.gateway)
 
     def boot(self) -> None:
         """Start a daemon without any memory."""
@@ -108,8 +107,7 @@ class Host:
         dataplane = ReferenceDataPlane(tun_features=offload)
         self.gateway = Gateway(entropy=self.entropy, dataplane=dataplane, control=self.control)
         self.world.note(self.name, f"boot {self.boots}")
-        self.gateway.load(self.snapshot, self.world.now)
-        self._drain()
+        self._load(self.gateway)
 
     def crash(self) -> None:
         """End the daemon without a word; the guard stays."""
@@ -195,6 +193,15 @@ class Host:
             self._drain()
 
     # Inside
+
+    def _load(self, gateway: Gateway) -> None:
+        for peer in self.snapshot.pad.peers:
+            if peer.address is not None:
+                own = next(a for a in self.addresses if a.version == peer.address.version)
+                gateway.source(peer.address, own, self.world.now)
+                self._drain()
+        gateway.load(self.snapshot, self.world.now)
+        self._drain()
 
     def _drain(self) -> None:
         if self.gateway is None:

@@ -111,7 +111,7 @@ class Link:
         if random.random() < faults.loss:
             return self._lose(packet, "lost")
         if packet.size > faults.mtu and packet.df:
-            sender.too_big(packet, faults.mtu, self)
+            self.schedule.after(faults.latency, lambda: sender.too_big(packet, faults.mtu, self))
             return self._lose(packet, "too big")
         copies = 1
         if faults.duplicate_next > 0:
