@@ -67,8 +67,9 @@ def seal_fragments(
 def open_message(cipher: IkeCipher, message: Message, reassembler: Reassembler) -> Message | None:
     """Return *message* opened, or None while fragments are missing.
 
-    A message made of fragments keeps the header and the octets of the fragment that completed it. Raises
-    IntegrityError, and for what is wrong inside InvalidSyntax or UnsupportedCriticalPayload.
+    The caller has looked at the message ID before: a replayed fragment is authentic, and would take the place of
+    those that are awaited. A message made of fragments keeps the header and the octets of the fragment that
+    completed it. Raises IntegrityError, and for what is wrong inside InvalidSyntax or UnsupportedCriticalPayload.
     """
     protected = message.protected
     if protected is None:

@@ -75,17 +75,20 @@ def with_length(data: bytes) -> bytes:
     return data[:24] + len(data).to_bytes(4, "big") + data[HEADER_LENGTH:]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 @example(b"")
 def test_any_octets(data: bytes) -> None:
     survive(data)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255), st.integers(0, 255), st.binary(max_size=400))
 def test_any_octets_behind_a_good_header(first: int, exchange: int, body: bytes) -> None:
     survive(header(exchange).sized(first, HEADER_LENGTH + len(body)).encode() + body)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255), st.booleans(), st.binary(max_size=300))
 def test_any_octets_as_a_payload(kind: int, critical: bool, body: bytes) -> None:
     if kind in (PayloadType.NONE, PayloadType.SK, PayloadType.SKF):
@@ -130,7 +133,7 @@ def mutate(data: bytes, changes: list[tuple[str, int, int]]) -> bytes:
     return data
 
 
-@settings(max_examples=400)
+@settings(deadline=None, max_examples=400)
 @given(st.sampled_from(CORPUS), mutations)
 def test_garbled_messages(data: bytes, changes: list[tuple[str, int, int]]) -> None:
     survive(mutate(data, changes))
@@ -144,7 +147,7 @@ def test_every_octet_of_every_message_set_to_every_edge() -> None:
                 survive(data[:index] + bytes([value]) + data[index + 1 :])
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(st.sampled_from((GCM, CBC, CHACHA)), mutations)
 def test_nothing_garbled_is_opened(suite: object, changes: list[tuple[str, int, int]]) -> None:
     data = seal(cipher(suite), header(37), EVERY_PAYLOAD)  # type: ignore[arg-type]
@@ -162,6 +165,7 @@ def test_nothing_garbled_is_opened(suite: object, changes: list[tuple[str, int, 
     assert reassembler.pending() == 0
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255), st.binary(max_size=300))
 def test_any_authenticated_octets(first: int, plaintext: bytes) -> None:
     try:
@@ -172,7 +176,7 @@ def test_any_authenticated_octets(first: int, plaintext: bytes) -> None:
         bounded(payload)
 
 
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(payloads, max_size=10), st.integers(200, 1500), st.randoms(use_true_random=False))
 def test_fragments_in_any_order(sent: list[Payload], size: int, random: object) -> None:
     fragments = list(seal_fragments(cipher(), header(37), sent, size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ike.constants import NotifyType
@@ -282,6 +282,7 @@ def test_nothing_offered_and_nothing_accepted() -> None:
     assert str(refused(offer([MODERN], b""), [])).endswith("we accept nothing")
 
 
+@settings(deadline=None)
 @given(st.lists(wire_proposals(1), max_size=16))
 def test_any_offer_is_answered_or_explained(offered: list[WireProposal]) -> None:
     """CVE-2014-9221 and CVE-2024-3652: a grammar of proposals; the line stays a line, printable and bounded."""
@@ -317,6 +318,7 @@ def plausible(draw: st.DrawFn) -> WireProposal:
 OURS = [MODERN, CLASSIC, ESP_GCM, ESP_CBC, ESP_PFS, AH]
 
 
+@settings(deadline=None)
 @given(plausible())
 def test_whatever_is_chosen_was_offered_and_is_acceptable(offered: WireProposal) -> None:
     result = choose([offered], OURS, spi=SPI[offered.spi])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from ike.constants import ExchangeType, NotifyType
 from ike.errors import InvalidMajorVersion, WireError
@@ -27,6 +27,7 @@ def test_layout() -> None:
     assert header(response=True, initiator=True).encode()[19] == 0x28
 
 
+@settings(deadline=None)
 @given(headers)
 def test_round_trip(sent: Header) -> None:
     assert parse_header(sent.encode()) == sent

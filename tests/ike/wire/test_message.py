@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ike.constants import ExchangeType, NotifyType, PayloadType
@@ -35,6 +35,7 @@ from tests.support.ike_messages import (
 )
 
 
+@settings(deadline=None)
 @given(headers, st.lists(payloads, max_size=12))
 def test_round_trip(head: Header, sent: list[Payload]) -> None:
     data = encode_message(head, sent)

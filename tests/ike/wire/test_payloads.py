@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from ike.constants import NotifyType, PayloadType, ProtocolId
 from ike.errors import UnsupportedCriticalPayload, WireError
@@ -28,6 +28,7 @@ def parse(kind: int, body: bytes, critical: bool = False) -> Payload:
     return parse_payload(kind, critical, Cursor(body))
 
 
+@settings(deadline=None)
 @given(payloads)
 def test_round_trip(sent: Payload) -> None:
     assert parse(sent.payload_type, sent.encode_body()) == sent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from ike.errors import LocalError, WireError
 from ike.wire.cursor import Cursor
@@ -42,6 +42,7 @@ def test_layout() -> None:
     )
 
 
+@settings(deadline=None)
 @given(sa_payloads())
 def test_round_trip(sent: SaPayload) -> None:
     assert parse(sent.encode_body()) == sent.proposals

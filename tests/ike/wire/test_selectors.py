@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ike.errors import WireError
@@ -30,6 +30,7 @@ def test_layout() -> None:
     assert encode_selectors([six]).hex() == f"01000000083a00280000ffff{1:032x}{2:032x}"
 
 
+@settings(deadline=None)
 @given(st.lists(traffic_selectors(), min_size=1, max_size=8))
 def test_round_trip(sent: list[TrafficSelector]) -> None:
     assert parse(encode_selectors(sent)) == (tuple(sent), 0)
