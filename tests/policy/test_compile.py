@@ -151,7 +151,13 @@ def test_order_is_most_specific_first() -> None:
 def test_ties_are_block_then_negotiate_then_permit_then_names() -> None:
     """Filters that are told apart in the file and fall together on this host."""
     near, me = 'source = "10.1.0.1", destination = "10.2.0.9"', 'source = "me", destination = "10.2.0.9"'
-    for first, second, winner in (("Pass", "Drop", "B"), ("10.9.0.2", "Pass", "A"), ("Pass", "10.9.0.2", "B")):
+    for first, second, winner in (
+        ("Pass", "Drop", "B"),
+        ("10.9.0.2", "Pass", "A"),
+        ("Pass", "10.9.0.2", "B"),
+        ("10.9.0.2", "Drop", "B"),
+        ("10.9.0.2", "10.9.0.3", "A"),
+    ):
         snapshot = compiled(policy_text(("A", first, near), ("B", second, me)), "10.1.0.1")
         assert snapshot.spd.entries[0].rule == winner
         loser = "B" if winner == "A" else "A"
@@ -353,6 +359,39 @@ def entry_of(
         inbound=True,
         disposition=Disposition.BYPASS,
     )
+
+
+def span(size: int) -> AddressRange:
+    return AddressRange(4, START, START + size - 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        # as many bits on both sides together: more on the local side
+        ((0, (8, ANY_PORT), (16, ANY_PORT)), (0, (16, ANY_PORT), (8, ANY_PORT))),
+        # ranges that fix as many bits: the smaller one, local before remote
+        ((0, (5, ANY_PORT), (8, ANY_PORT)), (0, (8, ANY_PORT), (5, ANY_PORT))),
+        ((0, (8, ANY_PORT), (5, ANY_PORT)), (0, (8, ANY_PORT), (8, ANY_PORT))),
+        # addresses before protocol, protocol before ports
+        ((0, (8, ANY_PORT), (8, ANY_PORT)), (6, (16, PortRange(1, 1)), (8, PortRange(1, 1)))),
+        ((6, (8, ANY_PORT), (8, ANY_PORT)), (0, (8, ANY_PORT), (8, ANY_PORT))),
+        # two sides with ports, then the remote one, then the smaller range
+        ((6, (8, PortRange(1, 9)), (8, PortRange(1, 9))), (6, (8, ANY_PORT), (8, PortRange(1, 1)))),
+        ((6, (8, ANY_PORT), (8, PortRange(1, 9))), (6, (8, PortRange(1, 1)), (8, ANY_PORT))),
+        ((6, (8, PortRange(1, 2)), (8, PortRange(1, 9))), (6, (8, PortRange(1, 3)), (8, PortRange(1, 2)))),
+        ((6, (8, PortRange(1, 3)), (8, PortRange(1, 2))), (6, (8, PortRange(1, 3)), (8, PortRange(1, 3)))),
+    ],
+)
+def test_each_step_of_the_order(
+    first: tuple[int, tuple[int, PortRange], tuple[int, PortRange]],
+    second: tuple[int, tuple[int, PortRange], tuple[int, PortRange]],
+) -> None:
+    one, other = (
+        entry_of(protocol, (span(local[0]), local[1]), (span(remote[0]), remote[1]))
+        for protocol, local, remote in (first, second)
+    )
+    assert sort_key(one) < sort_key(other)
 
 
 SIDES = st.tuples(SPANS, PORTS)

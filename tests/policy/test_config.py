@@ -358,6 +358,11 @@ def test_a_policy_that_is_not_assigned_may_need_more_and_says_so() -> None:
     ]
 
 
+def test_an_inactive_rule_may_need_what_there_is_not() -> None:
+    text = changed(SITE_TO_SITE, ('tunnel_endpoint = "10.9.0.2"\n', "active = false\n"))
+    assert errors_of(text) == []
+
+
 def test_settings_of_negotiation_have_no_place_beside_block() -> None:
     errors = errors_of(changed(SITE_TO_SITE, ('action = "negotiate"', 'action = "block"')))
     assert [error.split(": ", 1)[1] for error in errors] == [

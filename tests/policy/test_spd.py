@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 from hypothesis import given, settings
@@ -57,6 +58,29 @@ def test_a_look_up_is_a_scan_in_order(rows: list[SpdEntry], packets: list[Flow])
         inbound = next((e for e in rows if e.inbound and e.selectors.matches_inbound(flow)), None)
         assert spd.lookup_outbound(flow) is outbound
         assert spd.lookup_inbound(flow) is inbound
+
+
+FEW = [
+    AddressRange(4, BASES[4] + first, BASES[4] + first + size - 1)
+    for first, size in ((0, 4), (4, 4), (0, 8), (1, 1))
+]
+
+
+@st.composite
+def crowded(draw: st.DrawFn) -> SpdEntry:
+    """Few shapes with many entries each, told apart by ports."""
+    protocol, ports = draw(st.sampled_from([0, 6])), draw(PORTS)
+    local, remote = (TrafficSelector(protocol, draw(st.sampled_from(FEW)), ANY_PORT) for _ in range(2))
+    return replace(draw(entries()), selectors=SelectorPair(local, replace(remote, ports=ports)), outbound=True)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(crowded(), min_size=5, max_size=30), st.integers(0, 7), st.integers(0, 7))
+def test_the_first_of_many_is_found_in_any_shape(rows: list[SpdEntry], source: int, destination: int) -> None:
+    spd = Spd(tuple(rows))
+    for port in range(6):
+        flow = Flow(4, 6, BASES[4] + source, BASES[4] + destination, 1, port)
+        assert spd.lookup_outbound(flow) is next((e for e in rows if e.selectors.matches_outbound(flow)), None)
 
 
 @settings(deadline=None)
