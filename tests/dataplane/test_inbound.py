@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from policy.clock import SECOND
@@ -376,6 +378,32 @@ def test_an_sa_whose_entry_is_gone_delivers_nothing(gone: bool) -> None:
     assert receive(plane, second) == ([] if gone else [udp4(b"2")])
     if gone:
         assert drops(plane) == {DropReason.SELECTOR_MISMATCH: 1}
+
+
+def test_an_earlier_entry_blocks_inside_the_selectors() -> None:
+    # RFC 4301 section 4.4.1: what an earlier entry claims is no part of this SA's, whatever was negotiated.
+    plane = receiver()
+    dns, web = udp4(b"1", dport=53), udp4(b"2", dport=80)
+    packets = sealed(dns, web, dns, web)
+    assert receive(plane, *packets[:2]) == [dns, web]
+    narrow = selector_pair("0.0.0.0/0", "0.0.0.0/0", protocol=17, local_ports=PortRange(53, 53))
+    block = entry("block", narrow, Disposition.DISCARD)
+    plane.load(snapshot(block, entry("v4", ANY4), generation=2), 1)
+    assert receive(plane, *packets[2:]) == [web]
+    assert drops(plane) == {DropReason.DISCARD_POLICY: 1}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_another_entry_protects_is_accepted_from_its_peer_only(same: bool) -> None:
+    plane = receiver()
+    narrow = selector_pair("0.0.0.0/0", "0.0.0.0/0", protocol=17, local_ports=PortRange(53, 53))
+    other = entry("dns", narrow)
+    assert other.protection is not None
+    other = replace(other, protection=replace(other.protection, peer="peer" if same else "another"))
+    plane.load(snapshot(other, entry("v4", ANY4), generation=2), 1)
+    dns = udp4(b"1", dport=53)
+    assert receive(plane, *sealed(dns)) == ([dns] if same else [])
+    assert drops(plane) == ({} if same else {DropReason.SELECTOR_MISMATCH: 1})
 
 
 def test_overlapping_inner_fragments_are_passed_on_as_they_are() -> None:

@@ -129,6 +129,8 @@ _FRAMES = st.lists(st.one_of(_mutated(SEEDS), st.binary(max_size=120)), max_size
 @settings(max_examples=300, deadline=None)
 @given(frames=_FRAMES, suite=st.sampled_from(_SUITES), installed=st.booleans())
 @example(frames=[tun(tcp4(bytes(60000)), 1, 1, 1, 20, 16)], suite=GCM, installed=True)
+@example(frames=[tun(ip4(99, bytes(3000), flags=0), flags=1)], suite=GCM, installed=True)  # checksum at offset 0
+@example(frames=[tun(ip4(99, bytes(3000), flags=0x1FFF))], suite=GCM, installed=True)
 def test_outbound(frames: list[bytes], suite: Suite, installed: bool) -> None:
     plane = _sender(suite, installed)
     for now, frame in enumerate(frames):

@@ -41,9 +41,10 @@ class _Run:
     """Segments of one flow, the first with its header."""
 
     __slots__ = (
-        "first", "header", "identification", "mask", "match", "next_mask", "next_match", "next_sequence", "octets",
-        "owner", "payloads", "plain_size", "protocol", "pseudo", "push", "sequence_shift", "size", "steps",
-        "trailer", "transport", "verified",
+        "constant", "end", "first", "header", "identification", "mask", "match", "next_mask", "next_match",
+        "next_sequence", "next_steps", "octets", "odd_bits", "owner", "payload_bits", "payloads", "plain_size",
+        "protocol", "pseudo", "push", "sequence_shift", "size", "steps", "tcp_bits", "trailer", "transport",
+        "verified",
     )  # fmt: skip
 
     def __init__(self, packet: bytes, transport: int, header: int, protocol: int, number: int) -> None:
@@ -68,7 +69,16 @@ class _Run:
         """Prepare for ``Coalescer.extend``: the next segment has this header but for the fields that step."""
         self.owner, self.plain_size, self.trailer = owner, plain_size, trailer
         number = int.from_bytes(self.first[: self.header], "big")
-        self.sequence_shift = (self.header - self.transport - 8) * 8
+        self.end = self.header + self.size
+        self.payload_bits, self.odd_bits = self.size * 8, (self.size & 1) * 8
+        self.tcp_bits = (self.header - self.transport) * 8
+        self.sequence_shift = self.tcp_bits - 64
+        self.next_steps = folds(self.end)
+        # What the sum of the whole packet lacks to be the transport checksum's: the pseudo-header comes in, an
+        # IPv6 header goes out; a good IPv4 header adds nothing.
+        self.constant = self.pseudo + self.end - self.transport
+        if self.transport == 40:
+            self.constant -= ones_sum(self.first[:40])
         self.next_mask = self.mask | _unmerged(self.transport, self.header)
         self.next_match = number & self.next_mask
 
@@ -154,17 +164,22 @@ class Coalescer:
             or run.octets + run.size > MAX_OCTETS
         ):
             return False
-        number = int.from_bytes(plain[: run.header], "big")
+        value = int.from_bytes(plain[: run.end], "big")
+        number = value >> run.payload_bits
         if (
             number & run.next_mask != run.next_match
             or (number >> run.sequence_shift) & _LOW != run.next_sequence
             or not (run.verified or run.first_holds())
+            or (run.transport == 20 and (number >> run.tcp_bits) % 65535)
         ):
             return False
-        payload = plain[run.header : run.header + run.size]
-        if not run.holds(number, payload):
+        if run.odd_bits:
+            value <<= 8
+        for shift, mask in run.next_steps:
+            value = (value >> shift) + (value & mask)
+        if (value + run.constant) % 65535:
             return False
-        run.payloads.append(payload)
+        run.payloads.append(plain[run.header : run.end])
         run.octets += run.size
         run.next_sequence = (run.next_sequence + run.size) & _LOW
         return True

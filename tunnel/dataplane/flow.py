@@ -12,6 +12,8 @@ FRAGMENT = 44
 _SKIPPED = frozenset({0, 43, 60})
 #: More extension headers than any real packet carries; a longer chain cannot be classified.
 _MAX_EXTENSIONS = 8
+#: A fragment that ends beyond this reassembles to no packet: the "ping of death".
+_LARGEST = 65535
 #: ICMP and ICMPv6 types that are error messages (RFC 792, RFC 4443): no error answers an error.
 _ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
 
@@ -75,6 +77,8 @@ def _parse_v4(packet: Buffer) -> Parsed:
         raise FlowError(DropReason.MALFORMED)
     flags = packet[6] << 8 | packet[7]
     later = bool(flags & 0x1FFF)
+    if (flags & 0x1FFF) * 8 + length - transport > _LARGEST:
+        raise FlowError(DropReason.MALFORMED)
     protocol = packet[9]
     source_port, destination_port = _ports(
         packet, protocol, transport, length, first=not later, whole=not flags & 0x3FFF
@@ -107,6 +111,8 @@ def _parse_v6(packet: Buffer) -> Parsed:
         raise FlowError(DropReason.MALFORMED)
     protocol, transport, offset_field = _skip_extensions(packet, packet[6], length)
     later = bool(offset_field & 0xFFF8)
+    if (offset_field & 0xFFF8) + length - transport > _LARGEST:
+        raise FlowError(DropReason.MALFORMED)
     fragment = bool(offset_field & 0xFFF9)
     source_port, destination_port = _ports(
         packet, protocol, transport, length, first=not later, whole=not fragment

@@ -13,7 +13,8 @@ from cryptography.exceptions import InvalidTag
 
 from policy.clock import SECOND, Nanos
 from policy.path import Path
-from policy.spd import Disposition, Snapshot
+from policy.selectors import Flow
+from policy.spd import Disposition, Snapshot, Spd
 from tunnel.dataplane.coalesce import Coalescer
 from tunnel.dataplane.contract import (
     DropReason,
@@ -44,7 +45,7 @@ class Inbound:
     def __init__(self, ledger: Ledger, sad: Sad) -> None:
         self._ledger = ledger
         self._sad = sad
-        self._entries: frozenset[str] = frozenset()
+        self._spd = Spd()
         self.offload = TunOffload()
         #: Child SAs whose dormant half is to be activated after the burst.
         self.activated: list[int] = []
@@ -53,15 +54,15 @@ class Inbound:
 
     def load(self, snapshot: Snapshot) -> None:
         """Swap the policy: an SA whose SPD entry is gone delivers nothing any more."""
-        self._entries = frozenset(
-            entry.id for entry in snapshot.spd.entries if entry.disposition is Disposition.PROTECT
-        )
+        self._spd = snapshot.spd
         for sa in self._sad.inbound.values():
+            sa.allowed.clear()
             self.admit(sa)
 
     def admit(self, sa: InboundSa) -> None:
         """Note whether the SPD entry of *sa* is in force."""
-        sa.serves = sa.params.entry in self._entries
+        entry = self._spd.entry(sa.params.entry)
+        sa.serves = entry is not None and entry.disposition is Disposition.PROTECT
 
     def burst(self, datagrams: list[WireDatagrams], now: Nanos) -> None:
         """Open what came from the wire; segments are coalesced over the whole burst."""
@@ -228,6 +229,9 @@ class Inbound:
                 return DropReason.INNER_MALFORMED
             if not sa.covers(parsed.flow):
                 return DropReason.SELECTOR_MISMATCH
+            refused = self._refused(sa, parsed.flow)
+            if refused is not None:
+                return refused
             length = parsed.length
             if key and len(sa.allowed) < MAX_ALLOWED_FLOWS:
                 sa.allowed.add(key)
@@ -241,6 +245,24 @@ class Inbound:
             packet = marked
         coalescer.add(packet, sa, len(plain), plain[length:])
         self._ledger.inbound_out += 1
+        return None
+
+    def _refused(self, sa: InboundSa, flow: Flow) -> DropReason | None:
+        """Return why the SPD does not let *flow* in through *sa*, although it lies inside its selectors.
+
+        RFC 4301 section 4.4.1 wants a decorrelated SPD: what an earlier entry blocks, or protects with another
+        peer, is no part of this SA's entry. What it bypasses may come in clear, so it may come protected too.
+        """
+        entry = self._spd.lookup_inbound(flow)
+        if entry is None:
+            return DropReason.SELECTOR_MISMATCH
+        if entry.disposition is Disposition.DISCARD:
+            return DropReason.DISCARD_POLICY
+        if entry.protection is None or entry.id == sa.params.entry:
+            return None
+        own = self._spd.entry(sa.params.entry)
+        if own is None or own.protection is None or own.protection.peer != entry.protection.peer:
+            return DropReason.SELECTOR_MISMATCH
         return None
 
     def _authentic(self, sa: InboundSa, path: Path) -> None:

@@ -145,7 +145,7 @@ def segments(frame: Frame) -> list[Segment]:
     if not frame.needs_checksum:
         return [(b"", packet)]
     start, at = frame.checksum_start, frame.checksum_start + frame.checksum_offset
-    if at + 2 > frame.length:
+    if start < frame.transport or at + 2 > frame.length:
         raise FlowError(DropReason.MALFORMED)
     finished = bytearray(packet)
     value = checksum(packet[start:])  # the field holds the pseudo-header's sum
