@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,12 +11,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.support.netns import Namespace, wait_for
+from tests.support.netns import Namespace, Sites, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -193,6 +194,18 @@ class Agent:
             wait_for(lambda: sentence in self.log(), sentence, timeout)
         except AssertionError:
             raise AssertionError(f"{self.config.name} never says {sentence!r}:\n{self.log()}") from None
+
+
+@contextlib.contextmanager
+def tunnel(
+    sites: Sites, directory: Directory, pair: tuple[str, str] = ("site-a.toml", "site-b.toml")
+) -> Iterator[tuple[Agent, Agent]]:
+    """Run the two halves of a shipped tunnel on the two gateways for the length of a block."""
+    with (
+        Agent(sites.gateway_a, directory.config(pair[0])) as one,
+        Agent(sites.gateway_b, directory.config(pair[1])) as other,
+    ):
+        yield one, other
 
 
 def cli(

@@ -15,10 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 PROGRAMS = {
     "ip": "iproute2",
@@ -104,6 +106,45 @@ class Namespace:
     def pids(self) -> list[int]:
         """Return the processes in this namespace."""
         return _pids(self.name)
+
+
+class Pinging:
+    """A ping that runs for the length of a ``with`` block; ``lost`` is known after."""
+
+    def __init__(self, namespace: Namespace, target: str, *, interval: float = 0.05) -> None:
+        self._namespace = namespace
+        self._command = ("ping", "-n", "-O", "-i", str(interval), target)
+        self._directory = tempfile.TemporaryDirectory(prefix="mirrorgate-ping-")
+        self._log = Path(self._directory.name) / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.sent = 0
+
+    def __enter__(self) -> Pinging:
+        self._process = self._namespace.start(*self._command, log=self._log)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGINT)
+            process.wait(15)
+        match = re.search(r"(\d+) packets transmitted", self._log.read_text())
+        if match is None:
+            raise AssertionError(f"ping said nothing of its packets: {self._log.read_text()[-500:]}")
+        self.sent = int(match[1])
+
+    @property
+    def answered(self) -> set[int]:
+        """The numbers of the packets that were answered so far."""
+        return {int(number) for number in re.findall(r"bytes from .*icmp_seq=(\d+)", self._log.read_text())}
+
+    @property
+    def lost(self) -> list[int]:
+        """The numbers of the packets without an answer, the last aside: it may have been on its way at the end."""
+        answered = self.answered
+        return [number for number in range(1, self.sent) if number not in answered]
 
 
 class Network:

@@ -1,0 +1,166 @@
+"""What a policy protects never leaves in clear: while agents are killed, restarted, reloaded, stopped."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.agent_process import Agent, Directory, tunnel
+from tests.support.capture import Capture
+from tests.support.netns import Namespace, Pinging, Sites, wait_for
+
+LAN_A, LAN_B = "10.1.0.5", "10.2.0.5"
+
+#: A guard of somebody else's on the same gateway, which must be left alone.
+_FOREIGN = """\
+table inet somebody {
+  set friends { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.7 } }
+  chain input {
+    type filter hook input priority 10; policy accept;
+    ip saddr @friends counter packets 0 bytes 0 drop
+  }
+}
+"""
+
+
+@pytest.fixture
+def directory() -> Iterator[Directory]:
+    with Directory() as made:
+        yield made
+
+
+def state_of(gateway: Namespace) -> dict[str, str]:
+    """Return all that an agent may change on a gateway."""
+    return {
+        "nft": gateway.run("nft", "list", "ruleset").stdout,
+        "rules": gateway.ip("rule") + gateway.ip("-6", "rule"),
+        "routes": gateway.ip("route", "show", "table", "all") + gateway.ip("-6", "route", "show", "table", "all"),
+        "links": gateway.ip("-o", "-d", "link"),
+        "addresses": gateway.ip("-o", "addr"),
+        "settings": gateway.run("sysctl", "-a", "--pattern", r"^net\.ipv[46]\.(conf\.|ip_forward)").stdout,
+    }
+
+
+@pytest.mark.timeout(280)
+def test_twenty_kills_under_traffic_leak_nothing(two_sites: Sites, directory: Directory) -> None:
+    with (
+        Capture(two_sites.internet) as capture,
+        tunnel(two_sites, directory) as (one, other),
+        Pinging(two_sites.lan_a, LAN_B) as ping,
+        Pinging(two_sites.lan_b, LAN_A) as back,
+    ):
+        wait_for(lambda: ping.answered and back.answered, "the tunnel is up")
+        for number in range(20):
+            victims: tuple[Agent, ...] = ((one,), (other,), (one, other))[number % 3]
+            for agent in victims:
+                agent.kill()
+            time.sleep(0.3)  # six packets each way run against the guard of a gateway without an agent
+            there, here = len(ping.answered), len(back.answered)
+            for agent in victims:
+                agent.start(wait=False)
+            wait_for(
+                lambda a=there, b=here: len(ping.answered) > a and len(back.answered) > b,
+                f"traffic after kill {number + 1}\n{one.log()[-3000:]}\n---\n{other.log()[-3000:]}",
+                5,
+            )
+    crossed = capture.crossed()
+    assert crossed.clear == ()
+    assert crossed.esp > 100
+    assert ping.lost
+    assert back.lost
+
+
+def test_a_killed_agent_leaves_the_guard(two_sites: Sites, directory: Directory) -> None:
+    with tunnel(two_sites, directory) as (one, other):
+        assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        one.kill()
+        other.kill()
+        with Capture(two_sites.internet) as capture:
+            assert two_sites.lan_a.ping(LAN_B, count=3, wait=1).returncode != 0
+            assert two_sites.gateway_a.ping(LAN_B, "-I", "10.1.0.1", wait=1).returncode != 0
+        assert "mirrorgate" in two_sites.gateway_a.run("nft", "list", "ruleset").stdout
+        assert capture.crossed().clear == ()
+        one.start()
+        other.start()
+        assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        assert one.stop() == 0
+        assert other.stop() == 0
+
+
+def test_an_orderly_stop_undoes_everything(two_sites: Sites, directory: Directory) -> None:
+    gateway = two_sites.gateway_a
+    gateway.run("nft", "-f", "-", stdin=_FOREIGN)
+    before = state_of(gateway)
+    with tunnel(two_sites, directory) as (one, _):
+        assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        during = state_of(gateway)
+        assert "somebody" in during["nft"]
+        assert "192.0.2.7" in during["nft"]
+        assert during["rules"] != before["rules"]
+        assert during["links"] != before["links"]
+        assert one.stop() == 0
+        wait_for(lambda: "mg0" not in gateway.ip("link"), "the TUN is gone")
+        assert state_of(gateway) == before
+        # And again, after a kill: the next run takes over what the dead one left, and removes it.
+        one.start()
+        one.kill()
+        assert state_of(gateway) != before
+        one.start()
+        assert one.stop() == 0
+        assert state_of(gateway) == before
+    assert not one.control.exists()
+
+
+def test_the_peer_is_told_of_an_orderly_stop(two_sites: Sites, directory: Directory) -> None:
+    with tunnel(two_sites, directory) as (one, other):
+        assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        assert one.stop() == 0
+        wait_for(lambda: other.children() == [], "gateway B has no Child SA")
+
+
+def test_unassign_and_assign(two_sites: Sites, directory: Directory) -> None:
+    with tunnel(two_sites, directory) as (one, other):
+        assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        one.run("unassign")
+        assert one.status()["policy"] is None
+        # Gateway A may send in clear now; gateway B's policy does not let that in.
+        assert two_sites.lan_a.ping(LAN_B, wait=1).returncode != 0
+        other.run("unassign")
+        assert two_sites.lan_a.ping(LAN_B).returncode == 0
+        one.run("assign", "Site A to site B")
+        other.run("assign", "Site B to site A")
+        with Capture(two_sites.internet) as capture:
+            assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        assert capture.crossed().clear == ()
+        done = one.run("assign", "Site A to site C", check=False)
+        assert done.returncode == 1
+        assert "Site A to site B" in done.stdout + done.stderr
+
+
+def test_reload_by_command_and_by_signal(two_sites: Sites, directory: Directory) -> None:
+    with tunnel(two_sites, directory) as (one, _):
+        with Capture(two_sites.internet) as capture, Pinging(two_sites.lan_a, LAN_B) as ping:
+            wait_for(lambda: ping.answered, "the tunnel is up")
+            (child,) = one.children()
+            generation = one.status()["generation"]
+            # What did not change is not touched.
+            one.run("reload")
+            wait_for(lambda: one.status()["generation"] > generation, "a new generation")
+            assert [found["spi_in"] for found in one.children()] == [child["spi_in"]]
+            # A mistake changes nothing.
+            good = one.config.read_text()
+            one.config.write_text(good.replace('action = "negotiate"', 'action = "negociate"'))
+            done = one.run("reload", check=False)
+            assert done.returncode != 0
+            assert "negociate" in done.stdout + done.stderr
+            assert [found["spi_in"] for found in one.children()] == [child["spi_in"]]
+            # By signal, with something new: now the host answers only through another filter list.
+            one.config.write_text(good.replace('name = "LAN to LAN"', 'name = "Another name"'))
+            one.signal(signal.SIGHUP)
+            wait_for(lambda: [rule["rule"] for rule in one.status()["rules"]] == ["Another name"], "the new rule")
+            seen = len(ping.answered)
+            wait_for(lambda: len(ping.answered) > seen + 5, "traffic after the reload")
+        assert capture.crossed().clear == ()
