@@ -56,6 +56,8 @@ class IkeSa:
         self.state = state
         self.created = now
         self.established: Nanos | None = None
+        #: Taken from the same series as *number* when it was established: tells what was before what.
+        self.seniority: int | None = None
         #: Last authenticated message of the peer, and our last message.
         self.heard: Nanos = now
         self.spoke: Nanos = now

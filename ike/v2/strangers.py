@@ -67,6 +67,10 @@ class Strangers:
         if not header.initiator or header.message_id != 0 or message.protected is not None:
             core.counters["unexpected"] += 1
             return
+        own = core.by_spi.get(header.spi_i)
+        if own is not None and own.initiator:
+            core.counters["reflected"] += 1  # our own request comes back: nobody talks to himself
+            return
         rules.check(message)
         nonce = message.first(NoncePayload)
         if nonce is None:

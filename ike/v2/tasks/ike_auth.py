@@ -155,6 +155,7 @@ def established(sa: IkeSa, now: Nanos) -> None:
     if peer is None or channel is None:
         raise LocalError("an established IKE SA without a peer")
     sa.established = now
+    sa.seniority = core.new_number()
     sa.lowest_nonce = min(sa.nonce_i, sa.nonce_r)
     sa.init_request = sa.init_response = b""
     start_timers(sa, now)
@@ -258,7 +259,7 @@ def _initial_contact(sa: IkeSa, now: Nanos) -> None:
     spoke before it knew of the other.
     """
     for other in sa.core.of_peer(sa.peer_name):
-        if other is sa or other.established is None or other.remote_id != sa.remote_id:
+        if other is sa or other.seniority is None or other.remote_id != sa.remote_id:
             continue
-        if other.established < sa.created:
+        if other.seniority < sa.number:
             other.close(Failure(FailureKind.LOCAL, "the peer restarted (INITIAL_CONTACT)"), now)

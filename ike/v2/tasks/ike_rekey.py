@@ -221,6 +221,7 @@ def _successor(
     new.nonce_i, new.nonce_r = nonces
     new.lowest_nonce = min(nonces)
     new.established = now
+    new.seniority = sa.core.new_number()
     new.identify(sa.peer)
     start_timers(new, now)
     return new
