@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from policy.clock import SECOND
@@ -19,7 +21,7 @@ def first_after(scene: Sites, moment: int, host: str) -> float | None:
 @pytest.mark.parametrize("rebooted", ["a", "b"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_reboot_under_traffic_is_over_in_five_seconds(flow: object, rebooted: str, seed: int) -> None:
-    # The rebooted end knows nothing: ESP arrives for SPIs that it does not have, or it dials and says INITIAL_CONTACT.
+    # The rebooted end knows nothing: ESP comes for SPIs that it does not have, or it dials with INITIAL_CONTACT.
     scene = sites(seed)
     scene.establish()
     direction, receiver = (A_TO_B, "b") if flow == A_TO_B else (B_TO_A, "a")
@@ -72,7 +74,7 @@ def test_a_partition_heals(seconds: int) -> None:
     scene.world.run(seconds)
     scene.world.partition("a", down=False)
     scene.world.run(70)
-    recent = numbers[-50:]
+    recent = numbers[-60:-10]  # the last ones may be under way
     assert scene.world.missing(recent) == []
     scene.settle(90)
 
@@ -100,8 +102,8 @@ def test_a_dead_peer_is_noticed_while_idle() -> None:
     scene.b.crash()
     scene.world.run(60)
     assert scene.children(scene.a) == []
-    (peer,) = scene.a.command(Status())["peers"]  # type: ignore[misc, attr-defined]
-    assert peer["state"] == "down"  # type: ignore[has-type]
+    status: Any = scene.a.command(Status())
+    assert [peer["state"] for peer in status["peers"]] == ["down"]
 
 
 def test_an_idle_tunnel_stays_up() -> None:

@@ -38,15 +38,15 @@ class Schedule:
     def __init__(self, seed: int) -> None:
         self.now: Nanos = 1_000_000_000
         self.seed = seed
-        self._heap: list[tuple[Nanos, int, Callable[[], None]]] = []
+        self._heap: list[tuple[Nanos, int, Callable[[], object]]] = []
         self._count = 0
 
-    def at(self, time: Nanos, action: Callable[[], None]) -> None:
+    def at(self, time: Nanos, action: Callable[[], object]) -> None:
         """Call *action* at *time*, or now if that has passed."""
         self._count += 1
         heapq.heappush(self._heap, (max(time, self.now), self._count, action))
 
-    def after(self, delay: Nanos, action: Callable[[], None]) -> None:
+    def after(self, delay: Nanos, action: Callable[[], object]) -> None:
         """Call *action* in *delay* nanoseconds."""
         self.at(self.now + delay, action)
 
