@@ -1,0 +1,358 @@
+"""The Policy Agent: puts the assigned policy in force, and keeps it so while file, addresses and names change.
+
+Order at start: policy, guard, TUN, routes, sockets, loop. From the guard on nothing that the policy protects can
+leave in clear, whatever fails afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
+
+import uvloop
+
+from ike.events import Event, Level
+from policy.path import Endpoint, IpAddress
+from policy.problems import ConfigErrors
+from policy.spd import Snapshot
+from tunnel.agent import metrics
+from tunnel.agent.control import ControlServer, RequestError
+from tunnel.agent.log import LEVELS, Log
+from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, resolve
+from tunnel.agent.requests import Requests
+from tunnel.agent.runtime import Runtime
+from tunnel.dataplane.reference import ReferenceDataPlane
+from tunnel.gateway import Gateway
+from tunnel.host import addresses, process
+from tunnel.host.sockets import Wire
+from tunnel.host.steering import Steering, counters, forwarding_hints, tune
+from tunnel.host.system import HostError
+from tunnel.host.tun import Tun
+from tunnel.outputs import Command, Shutdown, Status
+
+#: DNS names of the policy are looked up again this often; changes of addresses are gathered this long.
+_NAMES_EVERY_S = 60.0
+_SETTLE_S = 0.3
+#: How long an orderly stop waits for the peers' answers to its deletes.
+_FAREWELL_S = 1.0
+_FIRST_MTU = 1400
+
+
+class Agent:
+    """One agent, from start to orderly stop. ``run`` is the whole life."""
+
+    def __init__(self, policies: AssignedPolicy, log: Log) -> None:
+        self._policies = policies
+        self._log = log
+        settings = policies.configuration.agent
+        self._steering = Steering(settings.tun)
+        self._snapshot = Snapshot(generation=0)
+        self._addresses: tuple[IpAddress, ...] = ()
+        self._names: Mapping[str, Sequence[IpAddress]] = {}
+        self._stopping = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._look = asyncio.Event()
+        self._born = process.now()
+        self._dataplane: ReferenceDataPlane
+        self._runtime: Runtime
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Live until SIGTERM or SIGINT. HostError or ConfigErrors when it cannot start; then nothing is left."""
+        settings = self._policies.configuration.agent
+        leftover = bool(counters()) if process.is_root() else False
+        self._addresses = addresses.current(settings.tun).addresses
+        self._names = await self._resolve(self._policies.assigned)
+        self._snapshot = self._policies.compile(
+            self._policies.assigned, self._addresses, self._names, self._snapshot
+        )
+        if not process.is_root():
+            raise HostError("the agent needs root: it opens a TUN device and raw sockets and sets nftables rules")
+        try:
+            await self._start()
+        except BaseException:
+            if not leftover:  # after a crash the guard stays until an agent takes it over
+                with suppress(HostError):
+                    self._steering.remove()
+            raise
+        await self._serve()
+
+    def command(self, command: Command) -> dict[str, object]:
+        """Give the gateway a command and carry out what follows."""
+        answer = self._runtime.gateway.command(command, process.now())
+        self._runtime.drain()
+        return answer
+
+    def uptime(self) -> int:
+        """Return the seconds since the start."""
+        return (process.now() - self._born) // 10**9
+
+    def errors(self) -> dict[str, object]:
+        """Return what sockets and TUN could not do."""
+        return {"errors": {**self._runtime.wire.errors, "tun_write": self._runtime.tun.write_errors}}
+
+    async def reload(self) -> dict[str, object]:
+        """Read the config file again. RequestError when it has mistakes; then nothing changes."""
+        process.notify("RELOADING=1")
+        before = self._policies.configuration, self._policies.warnings, self._policies.assigned
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._policies.reread)
+            await self._change(self._policies.assigned)
+        except (ConfigErrors, NoSuchPolicy, HostError) as error:
+            self._policies.configuration, self._policies.warnings, self._policies.assigned = before
+            self._log.say(
+                Level.WARNING, "reload_refused", f"nothing changed: {'; '.join(str(error).splitlines())}"
+            )
+            raise RequestError(f"nothing changed: {error}") from error
+        finally:
+            process.notify("READY=1")
+        self._log.level = _level(self._policies)
+        for warning in self._policies.warnings:
+            self._log.say(Level.WARNING, "config", str(warning))
+        return self._in_force()
+
+    async def assign(self, name: str | None) -> dict[str, object]:
+        """Put the policy called *name* in force, or none. RequestError when it is not there or is wrong."""
+        try:
+            await self._change(name)
+        except (ConfigErrors, NoSuchPolicy, HostError) as error:
+            raise RequestError(str(error)) from error
+        self._policies.assigned = name
+        return self._in_force()
+
+    def _in_force(self) -> dict[str, object]:
+        return {"policy": self._snapshot.policy, "generation": self._snapshot.generation}
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        settings = self._policies.configuration.agent
+        offload = settings.offload != "off"
+        self._steering.guard(self._snapshot)
+        tun = self._open_tun()
+        self._dataplane = ReferenceDataPlane(tun_features=tun.offload)
+        try:
+            wire = Wire(offload=offload, path_mtu=self._path_mtu)
+        except BaseException:
+            tun.destroy()
+            raise
+        gateway = Gateway(entropy=process.entropy, dataplane=self._dataplane)
+        self._runtime = Runtime(
+            loop, gateway, tun=tun, wire=wire,
+            on_event=self._event, on_mtu=self._mtu, on_tun_gone=lambda: self._spawn(self._tun_gone()),
+        )  # fmt: skip
+        self._control = ControlServer(settings.control, Requests(self).handle)
+        try:
+            await self._control.start()
+            self._metrics = await metrics.serve(settings.metrics, self._status) if settings.metrics else None
+        except BaseException:
+            await self._control.stop()
+            wire.close()
+            tun.destroy()
+            raise
+        gateway.load(self._snapshot, process.now())
+        self._runtime.drain()
+        self._tell_paths()
+        self._runtime.start()
+
+    def _open_tun(self) -> Tun:
+        settings = self._policies.configuration.agent
+        tun = Tun(settings.tun, offload=settings.offload, refused=self._offload_refused)
+        try:
+            tun.up(_FIRST_MTU)
+            for warning in tune(settings.tun):
+                self._log.say(Level.WARNING, "host", warning)
+            self._steering.route(self._snapshot)
+        except BaseException:
+            tun.destroy()
+            raise
+        return tun
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_quietly()))
+        watcher = addresses.Watcher()
+        loop.add_reader(watcher.fd, self._addresses_changed, watcher)
+        for warning in (*map(str, self._policies.warnings), *self._snapshot.warnings):
+            self._log.say(Level.WARNING, "config", warning)
+        for hint in forwarding_hints(self._snapshot):
+            self._log.say(Level.WARNING, "host", hint)
+        self._spawn(self._follow_addresses())
+        self._spawn(self._follow_names())
+        self._spawn(self._watchdog())
+        self._log.say(Level.INFO, "ready", f"the agent is up; TUN {self._runtime.tun.name}")
+        process.notify(f"READY=1\nSTATUS=policy {self._snapshot.policy or 'none'}")
+        try:
+            await self._stopping.wait()
+        finally:
+            process.notify("STOPPING=1")
+            loop.remove_reader(watcher.fd)
+            watcher.close()
+            await self._farewell()
+
+    async def _farewell(self) -> None:
+        """Tell the peers, then undo everything in the reverse order of the start."""
+        for task in self._tasks:
+            task.cancel()
+        closing = self.command(Shutdown()).get("closing")
+        until = process.now() + int(_FAREWELL_S * 1e9)
+        # The core calls nobody back: look whether the answers came.
+        while closing and process.now() < until and self._runtime.gateway.ike.status(process.now()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        self._runtime.stop()
+        if self._metrics is not None:
+            self._metrics.close()
+        await self._control.stop()
+        self._steering.remove()
+        self._runtime.wire.close()
+        self._runtime.tun.destroy()
+        self._log.say(Level.INFO, "stopped", "orderly: SAs deleted, guard, routes and TUN removed")
+
+    async def _change(self, name: str | None) -> None:
+        """Compile and put in force: guard first, then the core, then routes."""
+        loop = asyncio.get_running_loop()
+        async with self._changing:
+            names = await self._resolve(name)
+            snapshot = self._policies.compile(name, self._addresses, names, self._snapshot)
+            await loop.run_in_executor(None, self._steering.guard, snapshot)
+            self._names, self._snapshot = names, snapshot
+            self._runtime.gateway.load(snapshot, process.now())
+            self._runtime.drain()
+            await loop.run_in_executor(None, self._steering.route, snapshot)
+            self._tell_paths()
+        for warning in snapshot.warnings:
+            self._log.say(Level.WARNING, "config", warning)
+
+    async def _recompile(self, why: str) -> None:
+        """Put the same policy in force again; what does not compile leaves the old one."""
+        try:
+            await self._change(self._policies.assigned)
+        except (ConfigErrors, NoSuchPolicy, HostError) as error:
+            lines = "; ".join(str(error).splitlines())
+            self._log.say(Level.WARNING, "policy_kept", f"{why}, but the policy of before stays in force: {lines}")
+
+    async def _resolve(self, policy: str | None) -> Mapping[str, Sequence[IpAddress]]:
+        names = self._policies.dns_names(policy)
+        if not names:
+            return {}
+        return await asyncio.get_running_loop().run_in_executor(None, resolve, names)
+
+    def _addresses_changed(self, watcher: addresses.Watcher) -> None:
+        watcher.drain()
+        self._look.set()
+
+    async def _follow_addresses(self) -> None:
+        while True:
+            await self._look.wait()
+            await asyncio.sleep(_SETTLE_S)
+            self._look.clear()
+            loop = asyncio.get_running_loop()
+            try:
+                found = await loop.run_in_executor(None, addresses.current, self._steering.tun)
+            except HostError as error:
+                self._log.say(Level.WARNING, "host", str(error))
+                continue
+            if found.addresses != self._addresses:
+                self._addresses = found.addresses
+                self._log.say(Level.INFO, "addresses", f"now {', '.join(map(str, found.addresses)) or 'none'}")
+                await self._recompile("this host's addresses changed")
+            else:
+                self._tell_paths()
+
+    async def _follow_names(self) -> None:
+        while True:
+            await asyncio.sleep(_NAMES_EVERY_S)
+            names = await self._resolve(self._policies.assigned)
+            known = {name: set(found) for name, found in self._names.items()}
+            if any(found and set(found) != known.get(name) for name, found in names.items()):
+                await self._recompile("a DNS name of the policy has other addresses now")
+
+    async def _watchdog(self) -> None:
+        every = process.watchdog_seconds()
+        while every is not None:
+            process.notify("WATCHDOG=1")
+            await asyncio.sleep(every)
+
+    async def _tun_gone(self) -> None:
+        """Make the TUN anew after somebody deleted it. Meanwhile the guard drops what the policy protects."""
+        async with self._changing:
+            self._runtime.detach_tun()
+            self._log.say(
+                Level.WARNING, "tun_gone", f"the TUN {self._runtime.tun.name} was deleted; making it anew"
+            )
+            self._runtime.tun.close()
+            await asyncio.sleep(_SETTLE_S)
+            try:
+                tun = self._open_tun()
+            except HostError as error:
+                self._log.say(Level.ERROR, "tun_lost", f"{error}; stopping, the policy's traffic stays blocked")
+                self._stopping.set()
+                return
+            self._dataplane.set_offload(tun.offload)
+            tun.set_mtu(self._dataplane.tun_mtu())
+            self._runtime.attach_tun(tun)
+
+    async def _reload_quietly(self) -> None:
+        with suppress(RequestError):
+            await self.reload()
+
+    def _tell_paths(self) -> None:
+        """Tell the core from which address, and with which MTU, each peer is reached."""
+        for peer in self._snapshot.pad.peers:
+            if peer.address is None:
+                continue
+            route = addresses.route_to(peer.address)
+            if route is None:
+                self._log.say(
+                    Level.WARNING, "no_route", f"there is no route to the tunnel endpoint {peer.address}"
+                )
+                continue
+            self._runtime.gateway.ike.source(peer.address, route.source)
+            self._runtime.path_mtu(Endpoint(peer.address, 0), route.mtu)
+
+    def _path_mtu(self, remote: Endpoint, mtu: int) -> None:
+        self._runtime.path_mtu(remote, mtu)
+
+    def _offload_refused(self, offload: object) -> None:
+        self._log.say(Level.WARNING, "offload", "the kernel refuses superpackets on the TUN; going on without")
+        self._dataplane.set_offload(self._runtime.tun.offload)
+
+    def _event(self, event: Event) -> None:
+        self._log.event(event)
+
+    def _mtu(self, mtu: int) -> None:
+        try:
+            self._runtime.tun.set_mtu(mtu)
+        except HostError as error:
+            self._log.say(Level.WARNING, "host", str(error))
+
+    def _status(self) -> Mapping[str, object]:
+        return self.command(Status())
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.remove(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.say(Level.ERROR, "internal_error", f"{type(error).__name__}: {error}; going on")
+
+
+def run(policies: AssignedPolicy) -> None:
+    """Run an agent to its end. HostError, ConfigErrors."""
+    process.harden()
+
+    async def life() -> None:
+        await Agent(policies, Log(policies.configuration.agent.log_level)).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(life())
+
+
+def _level(policies: AssignedPolicy) -> Level:
+    return LEVELS[policies.configuration.agent.log_level]

@@ -1,0 +1,99 @@
+"""Which policy is in force: the config file, what was assigned since, this host's addresses and DNS names."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path as FilePath
+
+from policy.compile import compile_policy
+from policy.defaults import BUILT_IN_POLICIES
+from policy.model import Configuration, DnsName, Policy
+from policy.path import IpAddress
+from policy.problems import ConfigError, quoted, suggestion
+from policy.spd import Snapshot
+from policy.store.files import load_file
+
+Names = Mapping[str, Sequence[IpAddress]]
+
+
+class NoSuchPolicy(Exception):
+    """The name to be assigned is in neither the file nor the built-in policies."""
+
+
+class Policies:
+    """The policies that can be named: those of a configuration, and the built-in ones."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+
+    def policy(self, name: str | None) -> Policy | None:
+        """Return the policy called *name*; None is "no policy". NoSuchPolicy tells the nearest name."""
+        if name is None:
+            return None
+        built_in = {policy.name: policy for policy in BUILT_IN_POLICIES}
+        found = self.configuration.policy(name) or built_in.get(name)
+        if found is None:
+            known = [policy.name for policy in self.configuration.policies] + list(built_in)
+            raise NoSuchPolicy(f"there is no policy {quoted(name)}: {suggestion(name, known, what='policy')}")
+        return found
+
+    def dns_names(self, name: str | None) -> list[str]:
+        """Return the DNS names that the policy called *name* uses."""
+        policy = self.policy(name)
+        return [] if policy is None else list(dict.fromkeys(_dns_names(policy)))
+
+
+class AssignedPolicy(Policies):
+    """The policies of one config file and the one assigned. Errors change nothing."""
+
+    def __init__(self, path: FilePath) -> None:
+        loaded = load_file(path)
+        super().__init__(loaded.configuration)
+        self.path = path
+        self.warnings: tuple[ConfigError, ...] = loaded.warnings
+        self.assigned: str | None = loaded.configuration.agent.assigned
+        self._generation = 0
+
+    def reread(self) -> None:
+        """Read the file again; what ``assign`` chose gives way to what the file assigns. Raises ConfigErrors."""
+        loaded = load_file(self.path)
+        self.configuration, self.warnings = loaded.configuration, loaded.warnings
+        self.assigned = loaded.configuration.agent.assigned
+
+    def compile(
+        self, name: str | None, addresses: Sequence[IpAddress], names: Names, before: Snapshot
+    ) -> Snapshot:
+        """Return the policy called *name* compiled for this host. CompileError, NoSuchPolicy."""
+        policy = self.policy(name)
+        self._generation += 1
+        return compile_policy(
+            policy,
+            generation=self._generation,
+            local_addresses=addresses,
+            resolve=lambda wanted: names.get(wanted, ()),
+            previous=before,
+        )
+
+
+def resolve(names: Iterable[str]) -> dict[str, list[IpAddress]]:
+    """Return the addresses of each name, none for one that does not resolve. Blocks: run it in a thread."""
+    found: dict[str, list[IpAddress]] = {}
+    for name in names:
+        try:
+            answers = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
+        except OSError:
+            answers = []
+        found[name] = list(dict.fromkeys(ip_address(answer[4][0]) for answer in answers))
+    return found
+
+
+def _dns_names(policy: Policy) -> Iterable[str]:
+    for rule in policy.rules:
+        if isinstance(rule.tunnel_endpoint, DnsName):
+            yield rule.tunnel_endpoint.name
+        for each in rule.filter_list.filters:
+            for side in (each.source, each.destination):
+                if isinstance(side, DnsName):
+                    yield side.name

@@ -1,0 +1,164 @@
+"""The event loop's side of the gateway: descriptors become inputs, outputs become system calls, one timer.
+
+The loop is driven through ``add_reader``, ``add_writer`` and ``call_at`` only, so that any asyncio loop serves.
+Each readiness moves one bounded burst and returns, so that TUN, wire, timers and control share the loop fairly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+from collections.abc import Callable
+from functools import partial
+
+from ike.events import Event, Level
+from policy.clock import Nanos
+from policy.path import Endpoint
+from tunnel import pump
+from tunnel.dataplane.contract import Transmit, WriteTun
+from tunnel.gateway import Gateway
+from tunnel.host.process import now
+from tunnel.host.sockets import Wire, WireSocket
+from tunnel.host.tun import Tun, TunGone
+from tunnel.outputs import Output, TunMtu
+
+#: Reads a wake-up: sixteen superpackets are about a megabyte, a few milliseconds of work.
+_BURST = 16
+
+
+class Runtime:
+    """Feeds *gateway* from *tun* and *wire* and carries out what it wants.
+
+    *on_tun_gone* is called when the TUN was deleted, *on_mtu* when it should have another MTU.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        gateway: Gateway,
+        *,
+        tun: Tun,
+        wire: Wire,
+        on_event: Callable[[Event], None],
+        on_mtu: Callable[[int], None],
+        on_tun_gone: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self.gateway = gateway
+        self.tun = tun
+        self.wire = wire
+        self._on_event, self._on_mtu, self._on_tun_gone = on_event, on_mtu, on_tun_gone
+        self._timer: asyncio.TimerHandle | None = None
+        self._due: Nanos | None = None
+        self._reading_tun = False
+
+    def start(self) -> None:
+        """Read from all descriptors from now on."""
+        self.attach_tun(self.tun)
+        for sock in self.wire.sockets.values():
+            self._loop.add_reader(sock.fd, self._guarded(partial(self._wire_ready, sock)))
+
+    def stop(self) -> None:
+        """Read no more."""
+        self.detach_tun()
+        for sock in self.wire.sockets.values():
+            self._loop.remove_reader(sock.fd)
+            self._loop.remove_writer(sock.fd)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def attach_tun(self, tun: Tun) -> None:
+        """Read from *tun*."""
+        self.tun = tun
+        self._reading_tun = True
+        self._loop.add_reader(tun.fd, self._guarded(self._tun_ready))
+
+    def detach_tun(self) -> None:
+        """Read no more from the TUN."""
+        if self._reading_tun:
+            self._loop.remove_reader(self.tun.fd)
+            self._reading_tun = False
+
+    def drain(self) -> None:
+        """Carry out the outputs of the last mutation and set the timer."""
+        self._arm(pump.drain(self.gateway, self._carry_out))
+
+    def path_mtu(self, remote: Endpoint, mtu: int) -> None:
+        """Take a report of a socket, once the burst under way is over: one mutation at a time."""
+        self._loop.call_soon(self._guarded(lambda: self._take_path_mtu(remote, mtu)))
+
+    def _take_path_mtu(self, remote: Endpoint, mtu: int) -> None:
+        self.gateway.path_mtu(remote, mtu, now())
+        self.drain()
+
+    def _tun_ready(self) -> None:
+        frames = self.tun.read(_BURST)
+        if frames:
+            self.gateway.handle_tun(frames, now())
+            self.drain()
+
+    def _wire_ready(self, sock: WireSocket) -> None:
+        datagrams = sock.receive(_BURST)
+        if datagrams:
+            self.gateway.handle_wire(datagrams, now())
+            self.drain()
+
+    def _timeout(self) -> None:
+        self._timer = self._due = None
+        self.gateway.handle_timeout(now())
+        self.drain()
+
+    def _arm(self, deadline: Nanos | None) -> None:
+        if deadline == self._due:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due = deadline
+        if deadline is not None:
+            delay = max(0, deadline - now()) / 1e9
+            self._timer = self._loop.call_later(delay, self._guarded(self._timeout))
+
+    def _carry_out(self, output: Output) -> None:
+        match output:
+            case Transmit():
+                sock = self.wire.send(output)
+                if sock is not None and sock.blocked:
+                    self._wait_for(sock)
+            case WriteTun():
+                self.tun.write(output.frames)
+            case Event():
+                self._on_event(output)
+            case TunMtu(mtu):
+                self._on_mtu(mtu)
+
+    def _wait_for(self, sock: WireSocket) -> None:
+        """A full socket pauses the TUN: better that its queue is full than that sealed packets are thrown away."""
+        if self._reading_tun:
+            self._loop.remove_reader(self.tun.fd)
+        self._loop.add_writer(sock.fd, self._guarded(lambda: self._writable(sock)))
+
+    def _writable(self, sock: WireSocket) -> None:
+        sock.flush()
+        if not sock.blocked:
+            self._loop.remove_writer(sock.fd)
+            if self._reading_tun and not any(other.blocked for other in self.wire.sockets.values()):
+                self._loop.add_reader(self.tun.fd, self._guarded(self._tun_ready))
+
+    def _guarded(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Return *callback* such that a bug in it is logged and the loop lives."""
+
+        def run() -> None:
+            try:
+                callback()
+            except TunGone:
+                self._on_tun_gone()
+            except Exception as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                message = f"{type(error).__name__} in {where.name} ({where.filename}:{where.lineno}); going on"
+                self._on_event(Event("internal_error", Level.ERROR, message))
+                with contextlib.suppress(Exception):
+                    self.drain()
+
+        return run

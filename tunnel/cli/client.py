@@ -1,0 +1,51 @@
+"""The command line's end of the control socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+#: ``initiate`` answers when the negotiation ended, which takes half a minute at the most by default.
+_TIMEOUT_S = 320
+
+
+class AgentError(Exception):
+    """The agent is not there, or refuses; the text is one sentence for the operator."""
+
+
+def call(control: FilePath, command: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """Send one command to the agent and return its result. AgentError."""
+    request = {"command": command, **(arguments or {})}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_TIMEOUT_S)
+        try:
+            sock.connect(str(control))
+        except FileNotFoundError as error:
+            raise AgentError(
+                f"no agent is running (there is no {control}); start one with: mirrorgate run CONFIG"
+            ) from error
+        except ConnectionRefusedError as error:
+            raise AgentError(
+                f"no agent answers on {control}: it was killed or crashed. The guard still blocks what the policy "
+                "protects; start the agent again with: mirrorgate run CONFIG"
+            ) from error
+        except PermissionError as error:
+            raise AgentError(f"{control} is root's: run this command as root") from error
+        except OSError as error:
+            raise AgentError(f"{control} cannot be reached: {error.strerror or error}") from error
+        try:
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            with sock.makefile("rb") as stream:
+                line = stream.readline()
+        except OSError as error:
+            raise AgentError(f"the agent did not answer on {control}: {error.strerror or error}") from error
+    if not line:
+        raise AgentError("the agent closed the connection without an answer; see its log")
+    answer = json.loads(line)
+    if not answer.get("ok"):
+        raise AgentError(str(answer.get("error")))
+    result: dict[str, Any] = answer["result"]
+    return result

@@ -1,0 +1,255 @@
+"""The ``mirrorgate`` command. Exit status: 0 done, 1 failed, 2 usage or bad config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from policy.compile import compile_policy
+from policy.explain import explain
+from policy.model import Configuration
+from policy.order import effective_order
+from policy.problems import ConfigErrors, TextError
+from policy.selectors import AddressRange
+from policy.spd import Snapshot
+from policy.store.files import load_file
+from policy.texts import parse_flow
+from tunnel.agent.control import RequestError
+from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, Policies, resolve
+from tunnel.cli import render
+from tunnel.cli.client import AgentError, call
+from tunnel.host import addresses
+from tunnel.host.system import HostError
+from tunnel.version import VERSION
+
+DONE, FAILED, USAGE = 0, 1, 2
+_CONTROL = FilePath("/run/mirrorgate/control.sock")
+
+_EXAMPLES = """\
+examples:
+  mirrorgate check configs/site-a.toml              is this file right, and in which order do its filters match?
+  mirrorgate run configs/site-a.toml                protect what it says, in the foreground
+  mirrorgate status                                 what is up, what is not and why, what was dropped
+  mirrorgate explain tcp 10.1.0.5:4000 10.2.0.9:443 what happens to this flow?
+  mirrorgate initiate "LAN to LAN"                  negotiate now instead of with the first packet
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except ConfigErrors as error:
+        return _complain(str(error), USAGE)
+    except (NoSuchPolicy, TextError) as error:
+        return _complain(f"mirrorgate: {error}", USAGE)
+    except (AgentError, HostError, RequestError) as error:
+        return _complain(f"mirrorgate: {error}", FAILED)
+    except BrokenPipeError:
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tunnel.agent import agent  # noqa: PLC0415 (uvloop, pytun: only the agent needs them)
+
+    agent.run(AssignedPolicy(options.config))
+    return DONE
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Check each file as ``run`` would; the mistakes of all are shown."""
+    worst, report = DONE, []
+    for path in options.config:
+        try:
+            loaded = load_file(path)
+            snapshots = _compile_all(loaded.configuration)
+        except ConfigErrors as error:
+            worst = USAGE
+            report.append({"file": str(path), "ok": False, "errors": str(error).splitlines()})
+            if not options.json:
+                print(error, file=sys.stderr)
+            continue
+        warnings = [*map(str, loaded.warnings), *(w for snapshot in snapshots for w in snapshot.warnings)]
+        report.append(
+            {
+                "file": str(path), "ok": True, "warnings": warnings,
+                "assigned": loaded.configuration.agent.assigned,
+                "policies": {str(snapshot.policy): _order_rows(snapshot) for snapshot in snapshots},
+            }
+        )  # fmt: skip
+        if not options.json:
+            _print_checked(path, loaded.configuration, snapshots, warnings)
+    if options.json:
+        print(json.dumps(report, indent=2))
+    return worst
+
+
+def _compile_all(configuration: Configuration) -> list[Snapshot]:
+    """Compile the assigned policy, or every policy of the file when none is assigned."""
+    own = addresses.current(configuration.agent.tun).addresses
+    policies = Policies(configuration)
+    assigned = configuration.agent.assigned
+    wanted = [assigned] if assigned else [policy.name for policy in configuration.policies]
+    compiled = []
+    for name in wanted:
+        found = resolve(policies.dns_names(name))
+        compiled.append(
+            compile_policy(policies.policy(name), generation=1, local_addresses=own, resolve=found.__getitem__)
+        )
+    return compiled
+
+
+def _order_rows(snapshot: Snapshot) -> list[dict[str, object]]:
+    return [{name: getattr(row, name) for name in row.__slots__} for row in effective_order(snapshot)]
+
+
+def _print_checked(
+    path: FilePath, configuration: Configuration, snapshots: Sequence[Snapshot], warnings: Sequence[str]
+) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    assigned = configuration.agent.assigned
+    print(f"{path}: OK" + ("" if assigned else " (no policy is assigned: set agent.assigned to put one in force)"))
+    for snapshot in snapshots:
+        print(f'\nPolicy "{snapshot.policy}": filters in the order in which they match on this host')
+        print(render.order(effective_order(snapshot)))
+
+
+def _status(options: argparse.Namespace) -> int:
+    return _show(options, call(options.control, "status"), render.status)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    flow = parse_flow(options.protocol, options.source, options.destination)
+    if options.config is None:
+        request = {
+            "protocol": flow.protocol,
+            "source": str(AddressRange(flow.version, flow.source, flow.source)),
+            "destination": str(AddressRange(flow.version, flow.destination, flow.destination)),
+            "source_port": flow.source_port,
+            "destination_port": flow.destination_port,
+        }
+        return _show(options, call(options.control, "explain", request), render.explanation)
+    configuration = load_file(options.config).configuration
+    snapshots = _compile_all(configuration)
+    snapshot = snapshots[0] if configuration.agent.assigned else Snapshot(generation=0)
+    return _show(options, explain(snapshot, flow).to_dict(), render.explanation)
+
+
+def _initiate(options: argparse.Namespace) -> int:
+    arguments = {"rule": options.rule, "timeout": options.timeout}
+    return _show(options, call(options.control, "initiate", arguments), lambda _: f'"{options.rule}" is up')
+
+
+def _rekey(options: argparse.Namespace) -> int:
+    what = "IKE SAs of" if options.ike else "Child SAs"
+    answer = call(options.control, "rekey", {"target": options.rule, "ike": options.ike})
+    return _show(
+        options, answer, lambda a: f"rekeying {what} {', '.join(map(str, a['rekeying'])) or '(none is up)'}"
+    )
+
+
+def _terminate(options: argparse.Namespace) -> int:
+    answer = call(options.control, "terminate", {"target": options.rule})
+    return _show(
+        options, answer, lambda a: f"deleted Child SAs {', '.join(map(str, a['terminated'])) or '(none was up)'}"
+    )
+
+
+def _reload(options: argparse.Namespace) -> int:
+    return _show(options, call(options.control, "reload"), _in_force)
+
+
+def _assign(options: argparse.Namespace) -> int:
+    return _show(options, call(options.control, "assign", {"name": options.name}), _in_force)
+
+
+def _unassign(options: argparse.Namespace) -> int:
+    return _show(options, call(options.control, "unassign"), _in_force)
+
+
+def _version(options: argparse.Namespace) -> int:
+    return _show(options, {"version": VERSION}, lambda a: f"mirrorgate {a['version']}")
+
+
+def _in_force(answer: dict[str, Any]) -> str:
+    policy = answer["policy"]
+    return f'policy "{policy}" is in force' if policy else "no policy is in force"
+
+
+def _show(options: argparse.Namespace, answer: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> int:
+    print(json.dumps(answer, indent=2) if options.json else text(answer))
+    return DONE
+
+
+def _complain(text: str, status: int) -> int:
+    print(text, file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mirrorgate",
+        description="Policy-driven IPsec in user space: filters decide what is permitted, blocked or protected.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mirrorgate {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *, agent: bool = True) -> Any:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        if agent:
+            command.add_argument(
+                "--control",
+                type=FilePath,
+                default=_CONTROL,
+                metavar="PATH",
+                help=f"the agent's socket ({_CONTROL})",
+            )
+        return command
+
+    command = add(
+        "run", _run, "run the agent in the foreground until SIGTERM; SIGHUP reads the file again", agent=False
+    )
+    command.add_argument("config", type=FilePath, metavar="CONFIG")
+    command = add("check", _check, "check config files and show the effective order of their filters", agent=False)
+    command.add_argument("config", type=FilePath, metavar="CONFIG", nargs="+")
+    add("status", _status, "show policy, peers, SAs, and what was dropped and why")
+    command = add(
+        "explain", _explain, "explain what happens to a flow: which filter, rule, action and SA, and why"
+    )
+    command.add_argument("protocol", metavar="PROTO", help="tcp, udp, icmp, ... or a number")
+    command.add_argument("source", metavar="SRC[:PORT]", help="10.1.0.5:4000, fd00:1::5 or [fd00:1::5]:4000")
+    command.add_argument("destination", metavar="DST[:PORT]")
+    command.add_argument(
+        "--config", type=FilePath, metavar="FILE", help="ask this file instead of the running agent"
+    )
+    command = add("initiate", _initiate, "negotiate the SAs of a rule now")
+    command.add_argument("rule", metavar="RULE")
+    command.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait (30)")
+    command = add("rekey", _rekey, "replace the Child SAs of a rule (or of all) by fresh ones")
+    command.add_argument("rule", metavar="RULE", nargs="?")
+    command.add_argument("--ike", action="store_true", help="rekey the IKE SA with the rule's peer instead")
+    command = add("terminate", _terminate, "delete the SAs of a rule (or all); the next packet negotiates anew")
+    command.add_argument("rule", metavar="RULE", nargs="?")
+    add("reload", _reload, "read the config file again; a file with mistakes changes nothing")
+    command = add("assign", _assign, "put another policy of the file in force, until reload or restart")
+    command.add_argument("name", metavar="NAME")
+    add("unassign", _unassign, "put no policy in force: everything passes in clear")
+    add("version", _version, "show the version", agent=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

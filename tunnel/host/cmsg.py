@@ -1,0 +1,89 @@
+"""Control messages of UDP and raw sockets: local address, DSCP and ECN, segment sizes, errors."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeAlias
+
+from policy.path import IpAddress
+
+Ancillary: TypeAlias = list[tuple[int, int, bytes]]
+
+SOL_UDP = 17
+UDP_SEGMENT, UDP_GRO = 103, 104
+IP_TOS, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTOS = 1, 8, 10, 11, 13
+IPV6_MTU_DISCOVER, IPV6_RECVERR, IPV6_V6ONLY = 23, 25, 26
+IPV6_RECVPKTINFO, IPV6_PKTINFO, IPV6_RECVTCLASS, IPV6_TCLASS = 49, 50, 66, 67
+IPV6_DONTFRAG = 62
+PMTUDISC_DONT, PMTUDISC_WANT, PMTUDISC_DO = 0, 1, 2
+
+_PKTINFO4 = struct.Struct("=I4s4s")
+_PKTINFO6 = struct.Struct("=16sI")
+_INT = struct.Struct("=i")
+_U16 = struct.Struct("=H")
+#: struct sock_extended_err: errno, origin, type, code, pad, info, data.
+_EXTENDED_ERROR = struct.Struct("=IBBBBII")
+_IPV6_LINK_LOCAL = b"\xfe\x80"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What the control messages of one received datagram say. *local* is the packed destination address."""
+
+    local: bytes
+    tos: int
+    segment_size: int
+
+
+def parse(ancillary: Ancillary) -> Received:
+    """Return the meaning of the control messages of one recvmsg."""
+    local, tos, segment = b"", 0, 0
+    for level, kind, data in ancillary:
+        if level == SOL_UDP and kind == UDP_GRO:
+            segment = _INT.unpack_from(data)[0]
+        elif level == socket.IPPROTO_IP and kind == IP_PKTINFO:
+            local = data[8:12]
+        elif level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO:
+            local = data[:16]
+        elif level == socket.IPPROTO_IP and kind == IP_TOS:
+            tos = data[0]
+        elif level == socket.IPPROTO_IPV6 and kind == IPV6_TCLASS:
+            tos = _INT.unpack_from(data)[0] & 0xFF
+    return Received(local, tos, segment)
+
+
+def source(local: IpAddress) -> Ancillary:
+    """Return the control message that sends from *local*."""
+    if local.version == 4:
+        return [(socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, local.packed, bytes(4)))]
+    return [(socket.IPPROTO_IPV6, IPV6_PKTINFO, _PKTINFO6.pack(local.packed, 0))]
+
+
+def traffic_class(version: int, tos: int) -> tuple[int, int, bytes]:
+    """Return the control message that sets the DSCP and ECN octet."""
+    if version == 4:
+        return (socket.IPPROTO_IP, IP_TOS, _INT.pack(tos))
+    return (socket.IPPROTO_IPV6, IPV6_TCLASS, _INT.pack(tos))
+
+
+def segmentation(size: int) -> tuple[int, int, bytes]:
+    """Return the control message that has the kernel cut the payload into segments of *size*."""
+    return (SOL_UDP, UDP_SEGMENT, _U16.pack(size))
+
+
+def path_mtu(ancillary: Ancillary) -> int | None:
+    """Return the path MTU of an EMSGSIZE in an error queue message, or None if it reports something else."""
+    for level, kind, data in ancillary:
+        ours = (socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)
+        if (level, kind) in ours and len(data) >= _EXTENDED_ERROR.size:
+            number, _origin, _type, _code, _pad, info, _data = _EXTENDED_ERROR.unpack_from(data)
+            return int(info) if number == 90 and info else None  # EMSGSIZE
+    return None
+
+
+def address(packed: bytes) -> IpAddress:
+    """Return the address of 4 or 16 octets."""
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)

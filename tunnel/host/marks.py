@@ -1,0 +1,19 @@
+"""Names and numbers that the host shares with the kernel; nothing else on the machine should use them."""
+
+from __future__ import annotations
+
+#: SO_MARK of the agent's own sockets: their packets pass steering and guard.
+OWN_MARK = 0x4D67_0001
+#: Mark of packets that policy routing leads into the TUN.
+STEER_MARK = 0x4D67_0002
+#: nftables table, family inet.
+TABLE = "mirrorgate"
+#: Route table whose default route is the TUN, and the rules (by preference) that lead to it.
+ROUTE_TABLE = 19815
+MARK_RULE = 19815
+SELECTOR_RULE = 19816
+#: Route table that lets unbound local sockets choose a source inside the local selector, and its rule.
+SOURCE_TABLE = 19816
+SOURCE_RULE = 19817
+#: Own packets never take the rules above.
+OWN_RULE = 19814

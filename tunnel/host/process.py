@@ -1,0 +1,54 @@
+"""The process itself: clock, entropy, what it keeps from other processes, and word to its supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import socket
+import time
+
+from policy.clock import Nanos
+
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+
+
+def now() -> Nanos:
+    """Return CLOCK_BOOTTIME: monotonic, and it goes on while the machine sleeps, as lifetimes do."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def entropy(count: int) -> bytes:
+    """Return *count* octets from the kernel's generator."""
+    return os.urandom(count)
+
+
+def harden() -> None:
+    """No core dumps, no ptrace by other processes of the user, no privileges by way of setuid programs."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify): READY=1, STATUS=..., STOPPING=1. Nothing happens without a supervisor."""
+    where = os.environ.get("NOTIFY_SOCKET")
+    if not where or where[0] not in "/@":
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + where[1:] if where[0] == "@" else where)
+        sock.send(state.encode())
+
+
+def watchdog_seconds() -> float | None:
+    """Return how often the supervisor wants WATCHDOG=1 (half its limit), or None."""
+    limit = os.environ.get("WATCHDOG_USEC", "")
+    owner = os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    return int(limit) / 2e6 if limit.isdigit() and int(limit) > 0 and owner == str(os.getpid()) else None
+
+
+def is_root() -> bool:
+    """Return whether the process runs as root."""
+    return os.geteuid() == 0

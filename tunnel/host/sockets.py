@@ -1,0 +1,281 @@
+"""The wire side: UDP 500 and 4500 and raw ESP, IPv4 and IPv6, with the offloads that the kernel has.
+
+Sockets are bound to the wildcard: the address a datagram came to is learned from the kernel, and the one it leaves
+from is said with each message, so that addresses may come and go. They carry the agent's mark, which steering and
+guard let pass. UDP_ENCAP is never set: it would hand ESP to the kernel's own IPsec.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
+
+from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
+from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
+from tunnel.host import cmsg
+from tunnel.host.marks import OWN_MARK
+from tunnel.host.system import HostError
+
+_SO_MARK, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 36, 32, 33
+#: Large enough for the burst of a superpacket or two per millisecond; larger hides loss as latency.
+_SOCKET_BUFFER = 4 << 20
+_SLOT = 65536
+_CONTROL_SPACE = 256
+#: Paths remembered, so that the core compares them by identity; forged sources must not grow it without bound.
+_MAX_PATHS = 4096
+#: Transmits that wait for a full socket; the TUN is not read meanwhile.
+_MAX_WAITING = 256
+#: A raw socket reports what the kernel refuses for good by these.
+_GSO_REFUSED = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP)
+
+PathMtuReport = Callable[[Endpoint, int], None]
+
+
+class WireSocket:
+    """One socket: UDP on *port*, or raw ESP for port 0."""
+
+    def __init__(self, version: int, port: int, *, offload: bool, path_mtu: PathMtuReport) -> None:
+        self.version, self.port = version, port
+        self._path_mtu = path_mtu
+        self._slot = bytearray(_SLOT)
+        self._view = memoryview(self._slot)
+        self._paths: dict[tuple[object, bytes], Path] = {}
+        self._sources: dict[IpAddress, cmsg.Ancillary] = {}
+        self._waiting: deque[Transmit] = deque()
+        self._gso = offload and port != RAW_PORT
+        self._df: bool | None = None
+        #: Datagrams that could not be sent, and received ones that were cut off or had no address.
+        self.send_errors = 0
+        self.receive_errors = 0
+        self._socket = _open(version, port)
+        try:
+            self._configure(offload)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.fd = self._socket.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether transmits wait for the socket to become writable."""
+        return bool(self._waiting)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def receive(self, limit: int) -> list[WireDatagrams]:
+        """Return what is ready, *limit* reads at the most."""
+        datagrams: list[WireDatagrams] = []
+        receive, view = self._socket.recvmsg_into, self._view
+        while len(datagrams) < limit:
+            try:
+                size, ancillary, flags, peer = receive([view], _CONTROL_SPACE)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._drain_errors()  # an ICMP error for something sent earlier
+                continue
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                self.receive_errors += 1
+                continue
+            said = cmsg.parse(ancillary)
+            item = self._datagram(size, said, peer)
+            if item is None:
+                self.receive_errors += 1
+            else:
+                datagrams.append(item)
+        return datagrams
+
+    def send(self, transmit: Transmit) -> None:
+        """Send, or let it wait while the socket is full; then ``blocked`` says so."""
+        if self._waiting or not self._try(transmit):
+            if len(self._waiting) >= _MAX_WAITING:
+                self.send_errors += len(transmit.buffers)
+            else:
+                self._waiting.append(transmit)
+
+    def flush(self) -> None:
+        """Send what waits, as far as the socket takes it."""
+        while self._waiting and self._try(self._waiting[0]):
+            self._waiting.popleft()
+
+    def _try(self, transmit: Transmit) -> bool:
+        """Send all datagrams of *transmit*; False when the socket is full before the first one left."""
+        self._dont_fragment(transmit.df)
+        local, remote = transmit.path.local.address, transmit.path.remote
+        ancillary = self._sources.get(local)
+        if ancillary is None:
+            if len(self._sources) >= _MAX_PATHS:
+                self._sources.clear()
+            ancillary = self._sources[local] = cmsg.source(local)
+        if transmit.tos:
+            ancillary = [*ancillary, cmsg.traffic_class(self.version, transmit.tos)]
+        target = (str(remote.address), remote.port)
+        if len(transmit.buffers) > 1 and transmit.segment_size and self._gso:
+            segmented = [*ancillary, cmsg.segmentation(transmit.segment_size)]
+            outcome = self._sendmsg(transmit.buffers, segmented, target)
+            if outcome in (None, errno.EAGAIN):
+                return outcome is None
+            if outcome not in _GSO_REFUSED:
+                self.send_errors += len(transmit.buffers)
+                return True
+            if outcome != errno.EMSGSIZE:  # EMSGSIZE is the path's fault, the others the device's
+                self._gso = False
+        for number, buffer in enumerate(transmit.buffers):
+            outcome = self._sendmsg((buffer,), ancillary, target)
+            if outcome == errno.EAGAIN and number == 0:
+                return False
+            self.send_errors += outcome is not None
+        return True
+
+    def _sendmsg(
+        self, buffers: Sequence[Buffer], ancillary: cmsg.Ancillary, target: tuple[str, int]
+    ) -> int | None:
+        """Return None when sent, else the errno. An error left over from an earlier datagram is not this one's."""
+        for attempt in range(2):
+            try:
+                self._socket.sendmsg(buffers, ancillary, 0, target)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ENOBUFS) and self._drain_errors() and attempt == 0:
+                    continue
+                return errno.EAGAIN if error.errno == errno.ENOBUFS else error.errno
+            return None
+        return errno.EIO
+
+    def _drain_errors(self) -> bool:
+        """Read the error queue: path MTUs are reported, the rest is dropped. Return whether there was anything."""
+        found = False
+        for _ in range(64):
+            try:
+                _data, ancillary, _flags, peer = self._socket.recvmsg(512, 512, socket.MSG_ERRQUEUE)
+            except OSError:
+                break
+            found = True
+            mtu = cmsg.path_mtu(ancillary)
+            if mtu is not None and isinstance(peer, tuple):
+                self._path_mtu(Endpoint(ip_address(peer[0].partition("%")[0]), self.port), mtu)
+        return found
+
+    def _dont_fragment(self, df: bool) -> None:
+        if df is self._df:
+            return
+        self._df = df
+        # Without DF the kernel fragments; with it, it refuses what exceeds the path MTU that it knows.
+        mode = cmsg.PMTUDISC_DO if df else cmsg.PMTUDISC_DONT
+        if self.version == 4:
+            self._socket.setsockopt(socket.IPPROTO_IP, cmsg.IP_MTU_DISCOVER, mode)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, cmsg.IPV6_MTU_DISCOVER, mode)
+            self._socket.setsockopt(socket.IPPROTO_IPV6, cmsg.IPV6_DONTFRAG, int(df))
+
+    def _datagram(self, size: int, said: cmsg.Received, peer: object) -> WireDatagrams | None:
+        view, tos, local = self._view, said.tos, said.local
+        start = 0
+        if self.port == RAW_PORT and self.version == 4:  # a raw IPv4 socket reads the IP header too
+            if size < 20:
+                return None
+            start = (view[0] & 15) * 4
+            tos, local = view[1], bytes(view[16:20])
+        path = self._paths.get((peer, local))
+        if path is None:
+            if not local or not isinstance(peer, tuple):
+                return None
+            remote = ip_address(peer[0].partition("%")[0])
+            port = RAW_PORT if self.port == RAW_PORT else peer[1]
+            path = Path(Endpoint(cmsg.address(local), self.port), Endpoint(remote, port))
+            if len(self._paths) >= _MAX_PATHS:
+                self._paths.clear()
+            self._paths[peer, local] = path
+        return WireDatagrams(path, bytes(view[start:size]), said.segment_size, tos)
+
+    def _configure(self, offload: bool) -> None:
+        sock = self._socket
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, OWN_MARK)
+        for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
+            sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+        if self.version == 4:
+            level, flags = socket.IPPROTO_IP, (cmsg.IP_PKTINFO, cmsg.IP_RECVTOS, cmsg.IP_RECVERR)
+        else:
+            level = socket.IPPROTO_IPV6
+            flags = (cmsg.IPV6_RECVPKTINFO, cmsg.IPV6_RECVTCLASS, cmsg.IPV6_RECVERR)
+        for flag in flags:
+            sock.setsockopt(level, flag, 1)
+        if offload and self.port == NATT_PORT:
+            try:
+                sock.setsockopt(cmsg.SOL_UDP, cmsg.UDP_GRO, 1)
+            except OSError:
+                self._gso = False  # a kernel before 5.0 has neither
+
+
+class Wire:
+    """All sockets of the agent; ``send`` picks the one of a path."""
+
+    def __init__(self, *, offload: bool, path_mtu: PathMtuReport) -> None:
+        self.sockets: dict[tuple[int, int], WireSocket] = {}
+        versions = (4, 6) if _has_ipv6() else (4,)
+        try:
+            for version in versions:
+                for port in (IKE_PORT, NATT_PORT, RAW_PORT):
+                    self.sockets[version, port] = WireSocket(version, port, offload=offload, path_mtu=path_mtu)
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, transmit: Transmit) -> WireSocket | None:
+        """Send on the socket of the path's family and local port; return it, or None if there is none."""
+        path = transmit.path
+        sock = self.sockets.get((path.version, path.local.port))
+        if sock is not None:
+            sock.send(transmit)
+        return sock
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Return what the sockets could not send or receive."""
+        return {
+            "send": sum(sock.send_errors for sock in self.sockets.values()),
+            "receive": sum(sock.receive_errors for sock in self.sockets.values()),
+        }
+
+    def close(self) -> None:
+        """Close every socket."""
+        for sock in self.sockets.values():
+            sock.close()
+
+
+def _open(version: int, port: int) -> socket.socket:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    what = "raw ESP (IP protocol 50)" if port == RAW_PORT else f"UDP port {port}"
+    try:
+        if port == RAW_PORT:
+            return socket.socket(family, socket.SOCK_RAW, 50)
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+    except PermissionError as error:
+        raise HostError(f"opening a socket for {what} needs root (or CAP_NET_RAW and CAP_NET_ADMIN)") from error
+    try:
+        if version == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, cmsg.IPV6_V6ONLY, 1)
+        sock.bind(("", port))
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise HostError(
+                f"{what} (IPv{version}) is in use: another IKE daemon runs here (strongSwan, Libreswan, a second "
+                "agent); stop it first"
+            ) from error
+        raise HostError(f"{what} (IPv{version}) cannot be bound: {error.strerror}") from error
+    return sock
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True

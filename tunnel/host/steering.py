@@ -1,0 +1,205 @@
+"""Puts steering and guard in force with ``nft`` and ``ip``, and takes them away again.
+
+Order at start: guard, TUN, routes, rules; at an orderly stop the reverse. After a crash the table, the TUN (it is
+persistent) and the prohibit routes behind it stay, and the next start takes them over without a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path as FilePath
+
+from policy.path import IpAddress
+from policy.spd import Disposition, Snapshot, SpdEntry
+from tunnel.host import marks, ruleset
+from tunnel.host.system import HostError, ip_batch, run, run_json
+
+#: Kernel rules are searched one by one: past this many the loose reverse-path filter of the TUN has to do.
+_MAX_SELECTOR_RULES = 256
+#: The last resort in our route table; the kernel's largest metric.
+_LAST_METRIC = 4294967295
+_RULES = (marks.OWN_RULE, marks.MARK_RULE, marks.SELECTOR_RULE, marks.SOURCE_RULE)
+
+
+class Steering:
+    """The host's side of a snapshot: nftables table, policy routing, and the TUN's settings."""
+
+    def __init__(self, tun: str) -> None:
+        self.tun = tun
+
+    def guard(self, snapshot: Snapshot) -> None:
+        """Replace the nftables table by the one of *snapshot*, in one transaction. HostError if nft refuses it."""
+        run(["nft", "-f", "-"], stdin=ruleset.render(snapshot, self.tun))
+
+    def route(self, snapshot: Snapshot) -> None:
+        """Make the rules and routes those of *snapshot*; ones that are right already are not touched."""
+        for version in (4, 6):
+            ip_batch(
+                [
+                    f"route replace default dev {self.tun} metric 1 table {marks.ROUTE_TABLE}",
+                    f"route replace prohibit default metric {_LAST_METRIC} table {marks.ROUTE_TABLE}",
+                ],
+                version=version,
+            )
+            sources = list(_sources(snapshot, version))
+            wanted = [f"{remote} dev {self.tun} src {source}" for remote, source in sources]
+            have = _routes(marks.SOURCE_TABLE, version)
+            stale = [route for route in have if not any(line.startswith(f"{route} ") for line in wanted)]
+            ip_batch(
+                [f"route del {route} table {marks.SOURCE_TABLE}" for route in stale], version=version, force=True
+            )
+            ip_batch([f"route replace {line} table {marks.SOURCE_TABLE}" for line in wanted], version=version)
+            self._rules(snapshot, version, [remote for remote, _ in sources])
+
+    def remove(self) -> None:
+        """Take away table, rules and routes. The TUN's removal is ``Tun.destroy``."""
+        for version in (4, 6):
+            ip_batch([f"rule del {rule}" for rule in _present(version)], version=version, force=True)
+            for table in (marks.ROUTE_TABLE, marks.SOURCE_TABLE):
+                with suppress(HostError):
+                    run(["ip", f"-{version}", "route", "flush", "table", str(table)])
+        run(["nft", "-f", "-"], stdin=ruleset.remove())
+
+    def _rules(self, snapshot: Snapshot, version: int, remotes: Sequence[str]) -> None:
+        rules = [
+            f"{marks.OWN_RULE}: from all fwmark {marks.OWN_MARK:#x} lookup main",
+            f"{marks.MARK_RULE}: from all fwmark {marks.STEER_MARK:#x} lookup {marks.ROUTE_TABLE}",
+        ]
+        pairs = _selector_pairs(snapshot, version)
+        for local, remote in pairs if len(pairs) <= _MAX_SELECTOR_RULES else ():
+            rules.append(f"{marks.SELECTOR_RULE}: from {local} to {remote} lookup {marks.ROUTE_TABLE}")
+        for remote in remotes:
+            # An unbound socket looks its route up from 0.0.0.0; in IPv6 only "locally made" can be said.
+            unbound = f"from 0.0.0.0 to {remote}" if version == 4 else f"from all to {remote} iif lo"
+            rules.append(f"{marks.SOURCE_RULE}: {unbound} lookup {marks.SOURCE_TABLE}")
+        have = _present(version)
+        wanted = [f"pref {rule.replace(':', '', 1)}" for rule in dict.fromkeys(rules)]
+        ip_batch([f"rule add {rule}" for rule in wanted if rule not in have], version=version)
+        ip_batch([f"rule del {rule}" for rule in have if rule not in wanted], version=version, force=True)
+
+
+def counters() -> dict[str, int]:
+    """Return the packets that the guard dropped, by counter name; empty when the table is not there."""
+    try:
+        answer = run_json(["nft", "-j", "list", "counters", "table", "inet", marks.TABLE])
+    except HostError:
+        return {}
+    found = (item["counter"] for item in answer.get("nftables", ()) if "counter" in item)
+    return {counter["name"]: int(counter["packets"]) for counter in found}
+
+
+def tune(tun: str) -> list[str]:
+    """Set the TUN's sysctls; return a warning for each that could not be set."""
+    settings = {
+        # Loose: what comes out of the TUN has a reverse route through it or not, as rules decide.
+        f"net/ipv4/conf/{tun}/rp_filter": "2",
+        f"net/ipv4/conf/{tun}/accept_local": "1",
+        f"net/ipv4/conf/{tun}/send_redirects": "0",
+        f"net/ipv6/conf/{tun}/disable_ipv6": "0",
+        f"net/ipv6/conf/{tun}/accept_ra": "0",
+        f"net/ipv6/conf/{tun}/autoconf": "0",
+    }
+    warnings = []
+    for name, value in settings.items():
+        path = FilePath("/proc/sys") / name
+        try:
+            if path.read_text().strip() != value:
+                path.write_text(value)
+        except OSError as error:
+            if "ipv6" not in name:  # a kernel without IPv6 has none of these
+                warnings.append(f"sysctl {name.replace('/', '.')} could not be set to {value}: {error.strerror}")
+    return warnings
+
+
+def forwarding_hints(snapshot: Snapshot) -> list[str]:
+    """Return a warning per family whose forwarding is off although the policy protects a network behind us."""
+    own = {(address.version, int(address)) for address in snapshot.local_addresses}
+    hints = []
+    for version, name in ((4, "net.ipv4.ip_forward"), (6, "net.ipv6.conf.all.forwarding")):
+        transit = any(
+            not (addresses.is_host and (version, addresses.start) in own)
+            for entry in snapshot.spd.entries
+            if entry.disposition is Disposition.PROTECT and entry.selectors.version == version
+            for addresses in (entry.selectors.local.addresses,)
+        )
+        with suppress(OSError):
+            value = (FilePath("/proc/sys") / name.replace(".", "/")).read_text().strip()
+            if transit and value == "0":
+                hints.append(f"{name} is 0: this host forwards nothing for its LAN; run: sysctl -w {name}=1")
+    return hints
+
+
+def _selector_pairs(snapshot: Snapshot, version: int) -> list[tuple[str, str]]:
+    """Return the networks that every packet between them is protected for: they may be routed without a mark.
+
+    So what comes out of the TUN passes a strict reverse-path filter, and a socket bound to a local address works.
+    """
+    entries = [entry for entry in snapshot.spd.entries if entry.selectors.version == version and entry.outbound]
+    others = [entry for entry in entries if entry.disposition is not Disposition.PROTECT]
+    pairs: dict[tuple[str, str], None] = {}
+    for entry in entries:
+        if not _whole(entry) or any(other.selectors.intersect(entry.selectors) for other in others):
+            continue
+        for local in entry.selectors.local.addresses.prefixes():
+            for remote in entry.selectors.remote.addresses.prefixes():
+                pairs[_network(local), _network(remote)] = None
+        if len(pairs) > _MAX_SELECTOR_RULES:
+            break
+    return list(pairs)
+
+
+def _sources(snapshot: Snapshot, version: int) -> Iterable[tuple[str, IpAddress]]:
+    """Yield the remote networks that this host itself may speak to, with the address that it should speak from."""
+    seen: set[str] = set()
+    own = [address for address in snapshot.local_addresses if address.version == version]
+    for entry in snapshot.spd.entries:
+        if entry.selectors.version != version or not entry.outbound or not _whole(entry):
+            continue
+        source = next((a for a in own if entry.selectors.local.addresses.contains(int(a))), None)
+        if source is None or len(seen) > _MAX_SELECTOR_RULES:
+            continue
+        for remote in map(_network, entry.selectors.remote.addresses.prefixes()):
+            if remote not in seen:
+                seen.add(remote)
+                yield remote, source
+
+
+def _whole(entry: SpdEntry) -> bool:
+    """Whether *entry* protects every packet between two sets of addresses, the remote one not everything."""
+    local, remote = entry.selectors.local, entry.selectors.remote
+    return (
+        entry.disposition is Disposition.PROTECT
+        and local.protocol == 0
+        and local.ports.is_any
+        and remote.ports.is_any
+        and not local.addresses.is_any
+        and not remote.addresses.is_any
+    )
+
+
+def _network(network: object) -> str:
+    """Return a network as ``ip`` prints it: a host without its prefix length."""
+    text = str(network)
+    address, _, length = text.partition("/")
+    return address if length == ("128" if ":" in address else "32") else text
+
+
+def _present(version: int) -> list[str]:
+    """Return our rules as arguments of ``ip rule``: "pref 19815 from all ..."."""
+    found = []
+    for line in run(["ip", f"-{version}", "rule", "show"]).splitlines():
+        preference, _, rest = line.partition(":")
+        if preference.isdigit() and int(preference) in _RULES:
+            found.append(f"pref {preference} {' '.join(rest.split())}")
+    return found
+
+
+def _routes(table: int, version: int) -> list[str]:
+    """Return the destinations of a route table of ours; none when the table does not exist yet."""
+    try:
+        return [
+            route["dst"] for route in run_json(["ip", "-j", f"-{version}", "route", "show", "table", str(table)])
+        ]
+    except HostError:
+        return []
