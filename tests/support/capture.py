@@ -34,11 +34,15 @@ class Crossed:
 
 
 class Capture:
-    """Records *interface* of *namespace* for the length of a ``with`` block; read it after, or with ``stop``."""
+    """Records *interface* of *namespace* for the length of a ``with`` block; read it after, or with ``stop``.
 
-    def __init__(self, namespace: Namespace, interface: str = "to-a") -> None:
+    *expression* says which packets, in tcpdump's words.
+    """
+
+    def __init__(self, namespace: Namespace, interface: str = "to-a", expression: str = "") -> None:
         self._namespace = namespace
         self._interface = interface
+        self._expression = expression
         self._directory = tempfile.TemporaryDirectory(prefix="mirrorgate-capture-")
         self._file = Path(self._directory.name) / "link.pcap"
         self._log = Path(self._directory.name) / "tcpdump.log"
@@ -47,7 +51,7 @@ class Capture:
     def __enter__(self) -> Capture:
         self._process = self._namespace.start(
             "tcpdump", "-i", self._interface, "-n", "-U", "--immediate-mode", "-B", "16384", "-Z", "root",
-            "-w", str(self._file),
+            "-w", str(self._file), *([self._expression] if self._expression else []),
             log=self._log,
         )  # fmt: skip
         wait_for(lambda: b"listening on" in self._log.read_bytes(), "tcpdump listens")
