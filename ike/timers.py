@@ -41,28 +41,31 @@ class Due(NamedTuple):
 class TimerTable:
     """Deadlines by (owner, timer, detail); setting one again moves it."""
 
-    __slots__ = ("_count", "_current", "_heap")
+    __slots__ = ("_count", "_current", "_heap", "_owned")
 
     def __init__(self) -> None:
         self._current: dict[Due, tuple[Nanos, int]] = {}
+        self._owned: dict[int, dict[Due, None]] = {}
         self._heap: list[tuple[Nanos, int, int, str, int]] = []
         self._count = 0
 
     def set(self, owner: int, timer: Timer, at: Nanos, detail: int = 0) -> None:
         """Let *timer* of *owner* pass at *at*."""
         self._count += 1
-        self._current[Due(owner, timer, detail)] = (at, self._count)
+        key = Due(owner, timer, detail)
+        self._current[key] = (at, self._count)
+        self._owned.setdefault(owner, {})[key] = None
         heapq.heappush(self._heap, (at, self._count, owner, timer.value, detail))
         if len(self._heap) > 2 * len(self._current) + 64:
             self._compact()
 
     def cancel(self, owner: int, timer: Timer, detail: int = 0) -> None:
         """Forget a timer; it need not be set."""
-        self._current.pop(Due(owner, timer, detail), None)
+        self._drop(Due(owner, timer, detail))
 
     def forget(self, owner: int) -> None:
         """Forget every timer of *owner*."""
-        for key in [key for key in self._current if key.owner == owner]:
+        for key in self._owned.pop(owner, {}):
             del self._current[key]
 
     def at(self, owner: int, timer: Timer, detail: int = 0) -> Nanos | None:
@@ -82,11 +85,19 @@ class TimerTable:
             return None
         _, _, owner, timer, detail = heapq.heappop(self._heap)
         key = Due(owner, Timer(timer), detail)
-        del self._current[key]
+        self._drop(key)
         return key
 
     def __len__(self) -> int:
         return len(self._current)
+
+    def _drop(self, key: Due) -> None:
+        if self._current.pop(key, None) is None:
+            return
+        owned = self._owned[key.owner]
+        del owned[key]
+        if not owned:
+            del self._owned[key.owner]
 
     def _drop_stale(self) -> None:
         while self._heap:

@@ -129,6 +129,7 @@ def install(
         )
     )
     _tell_installed(sa, child, replaces, now)
+    core.failures.pop(sa.peer_name, None)
     core.demands.satisfied(child, now)
     return child
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _FIRST_CHILD_SPI = 256
 #: Kinds of events that the rate limit remembers at once.
 _LIMITED_EVENTS = 1024
+#: Peers and addresses whose last failure is remembered.
+_REMEMBERED_FAILURES = 4096
 
 
 class Core:
@@ -70,6 +72,13 @@ class Core:
             self.counters[f"suppressed {name}"] += 1
             return
         self.emit(Event(name, level, message, fields))
+
+    def remember_failure(self, name: str, reason: str) -> None:
+        """Keep why the last negotiation with a peer (or an address that no peer is known at) failed."""
+        self.failures.pop(name, None)
+        while len(self.failures) >= _REMEMBERED_FAILURES:
+            del self.failures[next(iter(self.failures))]
+        self.failures[name] = reason
 
     def entry(self, entry_id: str) -> SpdEntry | None:
         """Return the PROTECT entry of that id."""

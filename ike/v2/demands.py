@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ike.constants import NotifyType
+from ike.errors import LocalError
 from ike.events import AcquireFailed, FailureKind, Level
 from ike.timers import Timer
 from ike.v2 import reasons
@@ -103,10 +104,18 @@ class Demands:
         for entry, demand in list(self._waiting.items()):
             if demand.sa == sa.number:
                 sa.start(ChildCreate(entry, demand.flow), now)
+        self._drop_unanswered(sa, now)
         twins = [other for other in self._core.of_peer(sa.peer_name) if other is not sa and other.usable]
         if any(twin.initiator != sa.initiator for twin in twins):
             settings = self._core.settings
             self._core.timers.set(sa.number, Timer.REDUNDANT, now + settings.redundant_after)
+
+    def first_of(self, sa: IkeSa) -> tuple[str, Flow | None] | None:
+        """Return an entry that waits for *sa* and is still in the policy."""
+        for entry, demand in self._waiting.items():
+            if demand.sa == sa.number and self._core.entry(entry) is not None:
+                return entry, demand.flow
+        return None
 
     def moved(self, old: IkeSa, new: IkeSa) -> None:
         """An IKE SA was rekeyed."""
@@ -139,7 +148,7 @@ class Demands:
     def report(self, sa: IkeSa, failure: Failure, now: Nanos, *, entry: str = "") -> None:
         """Tell why a negotiation of ours failed."""
         name = sa.peer_name or str(sa.path.remote.address)
-        self._core.failures[name] = failure.reason
+        self._core.remember_failure(name, failure.reason)
         sa.tell(
             now,
             "negotiation_failed",
@@ -155,7 +164,7 @@ class Demands:
     def refused_request(self, sa: IkeSa, reason: str, now: Nanos) -> None:
         """Tell why we refused what the peer asked for."""
         name = sa.peer_name or str(sa.path.remote.address)
-        self._core.failures[name] = reason
+        self._core.remember_failure(name, reason)
         sa.tell(
             now,
             "negotiation_failed",
@@ -176,6 +185,29 @@ class Demands:
             return
         if sa.usable and self._may_act(f"sa {sa.number}", now):
             probe(sa, now)
+        unanswered = sa.window.outstanding is not None and sa.window.outstanding.sent >= 2
+        if sa.usable and unanswered and sa.initiator != message.header.initiator:
+            self._redial(sa, now)
+
+    def _redial(self, sa: IkeSa, now: Nanos) -> None:
+        """The peer seems to have forgotten an IKE SA: make another beside it, which proves who answers.
+
+        The old one goes when the new one is established and the old one is still not answered.
+        """
+        peer, waiting = sa.peer, [child.entry for child in sa.children.values() if not self.waits(child.entry)]
+        if peer is None or not waiting or _cannot_dial(peer) or not self._may_act(f"redial {peer.name}", now):
+            return
+        sa.forgotten = True
+        self._dial(peer, waiting[0], None, now)
+
+    def _drop_unanswered(self, sa: IkeSa, now: Nanos) -> None:
+        """The peer, authenticated, answers *sa*: a twin whose request it does not answer is dead."""
+        for other in self._core.of_peer(sa.peer_name):
+            request = other.window.outstanding
+            if other is sa or not other.usable or request is None or other.remote_id != sa.remote_id:
+                continue
+            if request.sent >= 2 and other.forgotten:
+                other.close(Failure(FailureKind.LOCAL, "the peer forgot it, and answers a new one"), now)
 
     def unknown_spi(self, path: Path, now: Nanos) -> None:
         """ESP came for an SA that we do not have: did we restart, or is the peer behind?"""
@@ -239,7 +271,10 @@ class Demands:
         )
         sa.identify(peer)
         self._waiting[entry] = _Demand(flow, sa.number)
-        IkeInit(sa, peer, entry, flow).begin(sa, now)
+        try:
+            IkeInit(sa, peer, entry, flow).begin(sa, now)
+        except LocalError as error:  # an algorithm that policy names and we cannot do
+            sa.close(Failure(FailureKind.LOCAL, f"{error} ({peer.where})"), now)
 
     def _first_path(self, peer: PeerEntry, local: IpAddress, remote: IpAddress) -> Path:
         """Port 500, or 4500 at once where policy asks for UDP encapsulation (section 2.23 allows either)."""

@@ -33,11 +33,16 @@ class HalfOpenTable:
         """Whether newcomers must bring a cookie."""
         return len(self) >= self._settings.cookie_threshold
 
-    def room(self, source: Endpoint) -> bool:
-        """Whether one more half-open IKE SA from *source* is within bounds."""
-        if len(self) >= self._settings.half_open_limit:
-            return False
-        return self._prefixes[prefix_of(source.address)] < self._settings.half_open_per_prefix
+    def room(self, source: Endpoint, *, known: bool) -> bool:
+        """Whether one more half-open IKE SA from *source* is within bounds.
+
+        A quarter more room is reserved for addresses that policy names (*known*), so that strangers cannot take
+        it all.
+        """
+        limit, per_prefix = self._settings.half_open_limit, self._settings.half_open_per_prefix
+        if known:
+            limit, per_prefix = limit + limit // 4, per_prefix + per_prefix // 4
+        return len(self) < limit and self._prefixes[prefix_of(source.address)] < per_prefix
 
     def find(self, source: Endpoint, request: bytes) -> int | None:
         """Return the IKE SA that this very IKE_SA_INIT request made: the request was retransmitted."""

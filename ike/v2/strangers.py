@@ -83,7 +83,10 @@ class Strangers:
                 baked = self._cookies.bake(path.remote, header.spi_i, nonce.data, now)
                 self._send_reply(message, path, NotifyPayload(NotifyType.COOKIE, data=baked))
                 return
-        if not core.half_open.room(path.remote) or len(core.sas) >= core.settings.sa_limit:
+        if (
+            not core.half_open.room(path.remote, known=_is_configured(core, path))
+            or len(core.sas) >= core.settings.sa_limit
+        ):
             core.counters["half-open limit"] += 1
             return
         self._answer(message, path, now)
@@ -108,7 +111,7 @@ class Strangers:
         address = str(path.remote.address)
         for peer in self._core.snapshot.pad.candidates(path.remote.address):
             if peer.address is not None:
-                self._core.failures[peer.name] = reason
+                self._core.remember_failure(peer.name, reason)
         self._core.tell(
             now,
             "negotiation_failed",
@@ -148,3 +151,7 @@ class Strangers:
             message_id=header.message_id,
         )
         return encode_message(answer, [notify])
+
+
+def _is_configured(core: Core, path: Path) -> bool:
+    return any(peer.address == path.remote.address for peer in core.snapshot.pad.peers)

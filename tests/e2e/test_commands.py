@@ -16,7 +16,7 @@ LAN_A, LAN_B = "10.1.0.5", "10.2.0.5"
 #: A mistake: what stands in site-a.toml, what somebody wrote instead, and words that the answer must have.
 MISTAKES = {
     "no TOML": ("[agent]", "[agent", ("site-a.toml",)),
-    "misspelt key": ("filter_action = ", "filter_acton = ", ("filter_acton", "filter_action")),
+    "misspelt key": ("description = ", "descripton = ", ('"descripton"', '"description"')),
     "unknown filter list": (
         'filter_list = "LAN A and LAN B"',
         'filter_list = "LAN A and B"',

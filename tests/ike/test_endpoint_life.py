@@ -16,6 +16,7 @@ from policy.lifetimes import Lifetime
 from policy.model import KeyExchange
 from policy.pad import Identity, Pad
 from policy.path import Endpoint, Path
+from policy.proposals import Group
 from policy.selectors import Flow
 from tests.support.ike_pair import (
     ESP_GCM128,
@@ -307,3 +308,47 @@ def test_loopback_of_our_own_messages_is_ignored() -> None:
     pair.run()
     assert pair.agree()
     assert len(pair.a.endpoint.status(0)) == 1
+
+
+def test_a_forgotten_ike_sa_is_replaced_fast() -> None:
+    """B restarts and does not dial by itself; its INVALID_IKE_SPI makes A try a new IKE SA beside the old one.
+
+    A                                       B
+    HDR, SK {}                       -->
+                                    <--     HDR, N(INVALID_IKE_SPI)      (a hint)
+    HDR, SK {}   (again)             -->
+                                    <--     HDR, N(INVALID_IKE_SPI)
+    HDR(A',0), SAi1, KEi, Ni         -->    ... and the old one goes once the new one is authenticated
+    """
+    pair = Pair(with_ike(site_a(), liveness=30 * SECOND), site_b())
+    pair.connect()
+    pair.restart(pair.b, site_b())
+    pair.wait(32 * SECOND)
+    assert pair.agree()
+    assert len(pair.a.endpoint.status(0)) == 1
+    assert "forgot" in pair.a.removed[0].reason
+
+
+def test_forged_invalid_ike_spi_replaces_nothing() -> None:
+    """B is there and answers: whatever a forger says, the old IKE SA stays."""
+    pair = watchful()
+    before = pair.a.endpoint.status(0)[0].spi_i
+    [sa] = pair.a.endpoint._core.sas.values()
+    for number in range(20):
+        header = Header(
+            spi_i=sa.spi_i, spi_r=sa.spi_r, exchange=37, initiator=False, response=True, message_id=number
+        )
+        octets = encode_message(header, [NotifyPayload(NotifyType.INVALID_IKE_SPI)])
+        pair.a.endpoint.receive(sa.path, octets, pair.now)
+        pair.drain(pair.a)
+        pair.wait(7 * SECOND)
+    assert [status.spi_i for status in pair.a.endpoint.status(0)] == [before]
+    assert pair.a.removed == []
+
+
+def test_an_algorithm_that_we_cannot_do_is_a_plain_failure() -> None:
+    odd = replace(IKE_X25519, groups=(Group.NONE,))
+    pair = Pair(with_ike(site_a(), proposals=(odd,)))
+    pair.acquire(pair.a)
+    assert [failure.kind for failure in pair.a.failures] == [FailureKind.LOCAL]
+    assert pair.a.states() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import subprocess
 import tempfile
@@ -47,6 +48,7 @@ class Capture:
         self._file = Path(self._directory.name) / "link.pcap"
         self._log = Path(self._directory.name) / "tcpdump.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._recorded = b""
 
     def __enter__(self) -> Capture:
         self._process = self._namespace.start(
@@ -69,11 +71,13 @@ class Capture:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGINT)
             process.wait(10)
+            self._recorded = self._file.read_bytes()
+            self._directory.cleanup()
 
     def packets(self) -> list[Any]:
         """Return the packets, as scapy dissects them."""
         self.stop()
-        with PcapReader(str(self._file)) as reader:
+        with PcapReader(io.BytesIO(self._recorded)) as reader:
             return list(reader)
 
     def crossed(self) -> Crossed:

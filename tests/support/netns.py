@@ -117,6 +117,7 @@ class Pinging:
         self._directory = tempfile.TemporaryDirectory(prefix="mirrorgate-ping-")
         self._log = Path(self._directory.name) / "log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._said = ""
         self.sent = 0
 
     def __enter__(self) -> Pinging:
@@ -130,15 +131,18 @@ class Pinging:
         if process is not None:
             process.send_signal(signal.SIGINT)
             process.wait(15)
-        match = re.search(r"(\d+) packets transmitted", self._log.read_text())
+        self._said = self._log.read_text()
+        self._directory.cleanup()
+        match = re.search(r"(\d+) packets transmitted", self._said)
         if match is None:
-            raise AssertionError(f"ping said nothing of its packets: {self._log.read_text()[-500:]}")
+            raise AssertionError(f"ping said nothing of its packets: {self._said[-500:]}")
         self.sent = int(match[1])
 
     @property
     def answered(self) -> set[int]:
         """The numbers of the packets that were answered so far."""
-        return {int(number) for number in re.findall(r"bytes from .*icmp_seq=(\d+)", self._log.read_text())}
+        said = self._said or self._log.read_text()
+        return {int(number) for number in re.findall(r"bytes from .*icmp_seq=(\d+)", said)}
 
     @property
     def lost(self) -> list[int]:

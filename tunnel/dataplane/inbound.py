@@ -282,7 +282,7 @@ class Inbound:
         if hard and sa.expired:
             return
         sa.expired |= hard
-        sa.next_limit = sa.hard if not hard else 1 << 128
+        sa.next_limit = sa.hard
         self._ledger.outputs.append(Expire(sa.params.child, sa.params.spi, True, hard, "bytes"))
 
     def _unknown_spi(self, path: Path, spi: int, now: Nanos) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
-from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
+from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, Path
 from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
 from tunnel.host import cmsg
 from tunnel.host.marks import OWN_MARK
@@ -43,7 +43,8 @@ class WireSocket:
         self._slot = bytearray(_SLOT)
         self._view = memoryview(self._slot)
         self._paths: dict[tuple[object, bytes], Path] = {}
-        self._sources: dict[IpAddress, cmsg.Ancillary] = {}
+        #: How to send along a path: control messages and target.
+        self._ways: dict[Path, tuple[cmsg.Ancillary, tuple[str, int]]] = {}
         self._waiting: deque[Transmit] = deque()
         self._gso = offload and port != RAW_PORT
         self._df: bool | None = None
@@ -106,15 +107,9 @@ class WireSocket:
     def _try(self, transmit: Transmit) -> bool:
         """Send all datagrams of *transmit*; False when the socket is full before the first one left."""
         self._dont_fragment(transmit.df)
-        local, remote = transmit.path.local.address, transmit.path.remote
-        ancillary = self._sources.get(local)
-        if ancillary is None:
-            if len(self._sources) >= _MAX_PATHS:
-                self._sources.clear()
-            ancillary = self._sources[local] = cmsg.source(local)
+        ancillary, target = self._way(transmit.path)
         if transmit.tos:
             ancillary = [*ancillary, cmsg.traffic_class(self.version, transmit.tos)]
-        target = (str(remote.address), remote.port)
         if len(transmit.buffers) > 1 and transmit.segment_size and self._gso:
             segmented = [*ancillary, cmsg.segmentation(transmit.segment_size)]
             outcome = self._sendmsg(transmit.buffers, segmented, target)
@@ -131,6 +126,15 @@ class WireSocket:
                 return False
             self.send_errors += outcome is not None
         return True
+
+    def _way(self, path: Path) -> tuple[cmsg.Ancillary, tuple[str, int]]:
+        way = self._ways.get(path)
+        if way is None:
+            if len(self._ways) >= _MAX_PATHS:
+                self._ways.clear()
+            way = cmsg.source(path.local.address), (str(path.remote.address), path.remote.port)
+            self._ways[path] = way
+        return way
 
     def _sendmsg(
         self, buffers: Sequence[Buffer], ancillary: cmsg.Ancillary, target: tuple[str, int]

@@ -59,6 +59,8 @@ class Tun:
 
     def up(self, mtu: int) -> None:
         """Set MTU and queue length and bring the device up."""
+        # No link-local address: the kernel would send neighbour discovery of its own into the TUN.
+        run(["ip", "link", "set", "dev", self.name, "addrgenmode", "none"])
         run(["ip", "link", "set", "dev", self.name, "mtu", str(mtu), "txqueuelen", str(_QUEUE), "up"])
 
     def set_mtu(self, mtu: int) -> None:

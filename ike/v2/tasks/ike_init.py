@@ -159,7 +159,14 @@ class IkeInit(InitialTask):
         if udp and sa.path.local.port != NATT_PORT:
             sa.path = floated(sa.path)
         sa.become(State.AUTHENTICATING)
-        task = IkeAuth(sa, self._peer, self._entry, self._flow)
+        entry, flow = self._entry, self._flow
+        if sa.core.entry(entry) is None:  # the policy changed meanwhile; another entry may wait
+            found = sa.core.demands.first_of(sa)
+            if found is None:
+                sa.close(Failure(FailureKind.LOCAL, "the policy no longer has the entry it was for"), now)
+                return
+            entry, flow = found
+        task = IkeAuth(sa, self._peer, entry, flow)
         sa.request(task, task.build(sa, now), now)
 
 
