@@ -406,6 +406,18 @@ def test_what_another_entry_protects_is_accepted_from_its_peer_only(same: bool) 
     assert drops(plane) == ({} if same else {DropReason.SELECTOR_MISMATCH: 1})
 
 
+@pytest.mark.parametrize("local_port", [53, 80])
+def test_a_fragment_without_ports_does_not_slip_past_an_entry_that_wants_ports(local_port: int) -> None:
+    plane = receiver()
+    narrow = selector_pair("0.0.0.0/0", "0.0.0.0/0", 17, PortRange(53, 53))
+    plane.load(snapshot(entry("block", narrow, Disposition.DISCARD), entry("v4", ANY4), generation=2), 1)
+    first = ip4(17, udp4(bytes(24), dport=local_port)[20:], flags=0x2000)
+    later, other = ip4(17, bytes(24), flags=4), ip4(6, bytes(24), flags=4)
+    packets = sealed(first, later, other)
+    assert receive(plane, *packets) == ([other] if local_port == 53 else [first, other])
+    assert drops(plane)[DropReason.FRAGMENT_PORTS] == 1
+
+
 def test_overlapping_inner_fragments_are_passed_on_as_they_are() -> None:
     # A tunnel does not reassemble; whoever does, sees what was sent.
     fragments = [ip4(99, bytes(24), flags=0x2000), ip4(99, bytes(24), flags=0x2001), ip4(99, bytes(16), flags=2)]

@@ -621,6 +621,17 @@ def test_a_superpacket_is_cut_off_at_the_octet_limit() -> None:
     assert (stats.packets, stats.octets, stats.sequence) == (3, 420, 3)
 
 
+@pytest.mark.parametrize("limit", ["bytes", "sequence"])
+def test_of_a_fragmented_packet_all_fragments_leave_or_none(limit: str) -> None:
+    plane = plane_with(sa_params(inbound=False, hard_bytes=2000 if limit == "bytes" else None))
+    if limit == "sequence":
+        plane._sad.outbound[0x1001][0].sequence = 2**32 - 3
+    outputs = send(plane, udp4(bytes(4000), flags=0))
+    assert not any(isinstance(o, Transmit) for o in outputs)
+    reason = DropReason.SA_EXPIRED if limit == "bytes" else DropReason.SEQUENCE_OVERFLOW
+    assert drops(plane) == {reason: 1}
+
+
 # Grouping
 
 

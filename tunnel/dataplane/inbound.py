@@ -13,7 +13,6 @@ from cryptography.exceptions import InvalidTag
 
 from policy.clock import SECOND, Nanos
 from policy.path import Path
-from policy.selectors import Flow
 from policy.spd import Disposition, Snapshot, Spd
 from tunnel.dataplane.coalesce import Coalescer
 from tunnel.dataplane.contract import (
@@ -28,8 +27,9 @@ from tunnel.dataplane.contract import (
 )
 from tunnel.dataplane.ecn import decapsulate
 from tunnel.dataplane.esp import DUMMY, HEADER_SIZE, NEXT_HEADER, TRAILERS
-from tunnel.dataplane.flow import FlowError, parse
+from tunnel.dataplane.flow import FlowError, Parsed, parse
 from tunnel.dataplane.ledger import Ledger
+from tunnel.dataplane.lookup import find_inbound
 from tunnel.dataplane.sad import MAX_ALLOWED_FLOWS, InboundSa, Sad
 from tunnel.dataplane.udpencap import NON_ESP_MARKER, Kind, demultiplex
 
@@ -229,7 +229,7 @@ class Inbound:
                 return DropReason.INNER_MALFORMED
             if not sa.covers(parsed.flow):
                 return DropReason.SELECTOR_MISMATCH
-            refused = self._refused(sa, parsed.flow)
+            refused = self._refused(sa, parsed)
             if refused is not None:
                 return refused
             length = parsed.length
@@ -247,13 +247,16 @@ class Inbound:
         self._ledger.inbound_out += 1
         return None
 
-    def _refused(self, sa: InboundSa, flow: Flow) -> DropReason | None:
-        """Return why the SPD does not let *flow* in through *sa*, although it lies inside its selectors.
+    def _refused(self, sa: InboundSa, parsed: Parsed) -> DropReason | None:
+        """Return why the SPD does not let a packet in through *sa*, although it lies inside its selectors.
 
         RFC 4301 section 4.4.1 wants a decorrelated SPD: what an earlier entry blocks, or protects with another
         peer, is no part of this SA's entry. What it bypasses may come in clear, so it may come protected too.
         """
-        entry = self._spd.lookup_inbound(flow)
+        try:
+            entry = find_inbound(self._spd, parsed)
+        except FlowError as error:
+            return error.reason
         if entry is None:
             return DropReason.SELECTOR_MISMATCH
         if entry.disposition is Disposition.DISCARD:

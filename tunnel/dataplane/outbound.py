@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from policy.clock import SECOND, Nanos
-from policy.selectors import ANY_PROTOCOL, Flow
 from policy.spd import Disposition, Snapshot, SpdEntry
 from tunnel.dataplane import esp
 from tunnel.dataplane.contract import Acquire, Buffer, DropReason, Expire, TunFrame, WriteTun
@@ -20,6 +19,7 @@ from tunnel.dataplane.flow import FlowError, Parsed
 from tunnel.dataplane.hold import Held, Hold, HoldLimits
 from tunnel.dataplane.icmp import MIN_IPV6_MTU, fragments, packet_too_big
 from tunnel.dataplane.ledger import Ledger
+from tunnel.dataplane.lookup import find_outbound
 from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
 from tunnel.dataplane.sad import OutboundSa, Sad
 from tunnel.dataplane.transmit import Transmissions
@@ -163,14 +163,11 @@ class Outbound:
         return None
 
     def _look_up(self, parsed: Parsed) -> _Verdict:
-        """Search the SPD. A fragment without ports must not slip past an entry that wants ports."""
-        flow = parsed.flow
-        if parsed.fragment and flow.source_port is None:
-            entry = next((e for e in self._snapshot.spd.entries if e.outbound and _may_match(e, flow)), None)
-            if entry is not None and not entry.selectors.matches_outbound(flow):
-                return _Verdict(None, DropReason.FRAGMENT_PORTS)
-        else:
-            entry = self._snapshot.spd.lookup_outbound(flow)
+        """Search the SPD."""
+        try:
+            entry = find_outbound(self._snapshot.spd, parsed)
+        except FlowError as error:
+            return _Verdict(None, error.reason)
         if entry is None:
             return _Verdict(None, DropReason.NO_POLICY)
         match entry.disposition:
@@ -244,14 +241,3 @@ class Outbound:
             self._ledger.outputs.append(WriteTun(((PLAIN_VNET, answer),)))
             self._ledger.errors_out += 1
         self._ledger.drop_outbound(DropReason.TOO_BIG, frame.count)
-
-
-def _may_match(entry: SpdEntry, flow: Flow) -> bool:
-    """Whether *entry* would match a packet of these addresses and protocol for some port, or for none."""
-    local, remote = entry.selectors.local, entry.selectors.remote
-    return (
-        flow.version == local.addresses.version
-        and local.protocol in (ANY_PROTOCOL, flow.protocol)
-        and local.addresses.contains(flow.source)
-        and remote.addresses.contains(flow.destination)
-    )
