@@ -227,14 +227,14 @@ class Inbound:
                 parsed = parse(plain[:room])
             except FlowError:
                 return DropReason.INNER_MALFORMED
-            if not sa.covers(parsed.flow):
-                return DropReason.SELECTOR_MISMATCH
-            refused = self._refused(sa, parsed)
-            if refused is not None:
-                return refused
             length = parsed.length
-            if key and len(sa.allowed) < MAX_ALLOWED_FLOWS:
-                sa.allowed.add(key)
+            flow_key = key or (parsed.flow, parsed.fragment)
+            if flow_key not in sa.allowed:
+                refused = self._refused(sa, parsed)
+                if refused is not None:
+                    return refused
+                if len(sa.allowed) < MAX_ALLOWED_FLOWS:
+                    sa.allowed.add(flow_key)
         if not sa.serves:
             return DropReason.SELECTOR_MISMATCH
         packet = plain[:length]
@@ -248,11 +248,13 @@ class Inbound:
         return None
 
     def _refused(self, sa: InboundSa, parsed: Parsed) -> DropReason | None:
-        """Return why the SPD does not let a packet in through *sa*, although it lies inside its selectors.
+        """Return why a packet may not come in through *sa*: outside its selectors, or the SPD forbids.
 
         RFC 4301 section 4.4.1 wants a decorrelated SPD: what an earlier entry blocks, or protects with another
         peer, is no part of this SA's entry. What it bypasses may come in clear, so it may come protected too.
         """
+        if not sa.covers(parsed.flow):
+            return DropReason.SELECTOR_MISMATCH
         try:
             entry = find_inbound(self._spd, parsed)
         except FlowError as error:

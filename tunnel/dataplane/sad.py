@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from cryptography.exceptions import InvalidTag
 
 from policy.clock import Nanos
@@ -94,8 +96,8 @@ class InboundSa(Sa):
         #: Octets around the plaintext, and of the shortest ESP packet that these algorithms make.
         self.overhead = 8 + transform.iv_size + transform.icv_size
         self.smallest = self.overhead + transform.block
-        #: Header octets of flows that matched the selectors.
-        self.allowed: set[bytes] = set()
+        #: Flows that matched the selectors and the SPD, by header octets where that is quick, else by outline.
+        self.allowed: set[Hashable] = set()
         #: Whether the outbound twin is dormant until a packet arrives here.
         self.awaiting = False
         #: Whether the SPD entry is still in force.
