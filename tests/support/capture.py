@@ -86,7 +86,7 @@ class Capture:
         clear = []
         for packet in self.packets():
             address = _addresses(packet)
-            if address is None:
+            if address is None or _is_of_the_link(*address):
                 continue
             if any(ip_address(end) in net for end in address for net in LANS):
                 clear.append(packet.summary())
@@ -109,6 +109,11 @@ def _addresses(packet: Any) -> tuple[str, str] | None:
         if packet.haslayer(layer):
             return str(packet[layer].src), str(packet[layer].dst)
     return None
+
+
+def _is_of_the_link(source: str, destination: str) -> bool:
+    """Tell whether a packet is the link's own: neighbour and multicast listener discovery of IPv6."""
+    return ip_address(source).is_link_local or ip_address(destination).is_multicast
 
 
 def _kind(packet: Any) -> str:
