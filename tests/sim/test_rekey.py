@@ -174,6 +174,20 @@ def test_rekeying_by_octets() -> None:
     assert busy.scene.children(busy.scene.a)[0] > before[0] + 2
 
 
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_rekeys_at_random_moments_lose_nothing(seed: int) -> None:
+    # Dozens of rekeys of both kinds from both ends, often close together; latency differs with direction and time.
+    faults = Faults(latency=seed * MILLISECOND, jitter=seed * MILLISECOND, duplicate=0.1)
+    busy = Busy(seed, faults=faults, duration_s=8, every_s=0.01)
+    schedule = busy.scene.world.schedule
+    random = schedule.random("rekeys")
+    for _ in range(30):
+        host = random.choice((busy.scene.a, busy.scene.b))
+        command = random.choice((CHILD, CHILD, IKE))
+        schedule.after(random.randrange(6_000) * MILLISECOND, partial(host.command, command))
+    busy.finish()
+
+
 def test_long_lives_with_loss_and_reordering() -> None:
     faults = Faults(latency=10 * MILLISECOND, jitter=5 * MILLISECOND, loss=0.05, reorder=0.05, duplicate=0.05)
     scene = sites(4, policies(action(lifetime_s=30), ike_lifetime_s=100), faults=faults)

@@ -38,6 +38,11 @@ def step(host: Host, spis: dict[int, int]) -> Iterator[str]:
             yield f"{host.name}: SPI {sa.spi_in} is reserved (RFC 4303 section 2.1)"
         if spis.setdefault(sa.spi_in, sa.child) != sa.child:
             yield f"{host.name}: inbound SPI {sa.spi_in:08x} served Child SAs {spis[sa.spi_in]} and {sa.child}"
+        entry = gateway.snapshot.spd.entry(sa.entry)
+        if entry is None or entry.protection is None or entry.protection.peer != sa.peer:
+            yield f"{host.name}: Child SA {sa.child} with {sa.peer} serves {sa.entry}, which is not that peer's"
+        elif not all(entry.selectors.covers(pair) for pair in sa.selectors):
+            yield f"{host.name}: Child SA {sa.child} has wider selectors than {sa.entry}"
     deadline = gateway.deadline()
     if deadline is not None and deadline < host.world.now - SECOND:
         yield f"{host.name}: the deadline {deadline} is long past"

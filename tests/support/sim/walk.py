@@ -25,6 +25,8 @@ FLOWS = (
     traffic("10.1.0.200", "10.2.0.200"),
     traffic("10.1.0.5", "10.7.0.1"),
 )
+#: Length of a walk.
+STEPS = 60
 #: Names of the policies that a site may have; "base" is the one that works.
 VARIANTS = ("base", "short lives", "other suite", "narrow", "two filters", "block inside", "no rule", "none")
 
@@ -39,8 +41,20 @@ class Walk:
         self.world: World = self.scene.world
         self.random = Random(f"walk/{seed}")
 
+    @classmethod
+    def of_seed(cls, seed: int, *, keep_packets: bool = False) -> Walk:
+        """Return the walk that *seed* means: every third has a NAT before site A."""
+        return cls(seed, nat=seed % 3 == 0, keep_packets=keep_packets)
+
+    def run(self, steps: int) -> None:
+        """Walk *steps* random steps, then let everything be well."""
+        for _ in range(steps):
+            choices = self.actions()
+            self.random.choices([act for _, act in choices], [weight for weight, _ in choices])[0]()
+        self.finish()
+
     def probe(self, flow: Traffic) -> None:
-        """Send a packet; with NAT only one that B may answer."""
+        """Send a packet."""
         self.world.probe(flow)
 
     def burst(self, flow: Traffic, count: int) -> None:
@@ -174,11 +188,8 @@ class Walk:
         ]
 
 
-def soak(seed: int, steps: int = 60) -> World:
+def soak(seed: int, steps: int = STEPS) -> World:
     """Walk *steps* random steps from *seed*, then let everything be well; return the world with its trace."""
-    walk = Walk(seed, nat=seed % 3 == 0)
-    for _ in range(steps):
-        choices = walk.actions()
-        walk.random.choices([act for _, act in choices], [weight for weight, _ in choices])[0]()
-    walk.finish()
+    walk = Walk.of_seed(seed)
+    walk.run(steps)
     return walk.world
