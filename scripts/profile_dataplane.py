@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=_SUITES, default="aes256gcm16")
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--mss", type=int, default=1386)
+    parser.add_argument(
+        "--mss", type=int, help="octets of TCP payload a segment (default: what the suite carries)"
+    )
     parser.add_argument("--segments", type=int, default=46)
     parser.add_argument("--burst", type=int, default=4, help="superpackets a call")
     parser.add_argument("--small", action="store_true", help="single packets of 64 octets instead")
@@ -52,6 +54,7 @@ def _superpacket(sequence: int, options: argparse.Namespace) -> bytes:
 
 def _run(suite: Suite, options: argparse.Namespace, profiler: cProfile.Profile | None) -> None:
     pair = Pair(suite)
+    options.mss = options.mss or pair.left.tun_mtu() - 52
     step = 12 if options.small else options.mss * options.segments
     count = options.burst * (options.segments if options.small else 1)
     frames = [_superpacket(1 + index * step, options) for index in range(count)]
