@@ -31,6 +31,7 @@ from tunnel.dataplane.contract import DropReason, Expire, SaStats, TunOffload, W
 from tunnel.dataplane.offload import Frame, segments
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.dataplane.sad import InboundSa
+from tunnel.dataplane.transforms import Aead
 
 _HERE = mirrored(path())
 _NO_MERGING = TunOffload(tso4=False, tso6=False)
@@ -189,3 +190,34 @@ def test_after_a_bad_first_segment_there_is_no_short_way() -> None:
     coalescer = Coalescer(TunOffload())
     coalescer.add(first[:-1] + b"\x01", sa, len(first) + 2, b"\x00\x04")
     assert not coalescer.extend(sa, second + b"\x00\x04")
+
+
+def test_errors_in_both_headers_that_cancel_are_not_laundered() -> None:
+    packets = [bytearray(tcp4(bytes((i,)) * 100, seq=1 + i * 100)) for i in range(4)]
+    for at, step in ((10, 1), (36, -1)):
+        value = int.from_bytes(packets[2][at : at + 2], "big") + step
+        packets[2][at : at + 2] = value.to_bytes(2, "big")
+    pair = Pair()
+    frames = pair.receive(pair.send(*(tun(bytes(packet)) for packet in packets)))
+    assert [len(frame) - 1 for frame in frames] == [2, 1, 1]
+
+
+def test_without_esn_a_run_ends_with_the_last_number() -> None:
+    plane = ReferenceDataPlane()
+    plane.load(snapshot(), 0)
+    plane.add_sa(sa_params(inbound=True, spi=0x1004, along=_HERE), 0)
+    sa = plane._sad.inbound[0x1004]
+    sa.window.commit(2**32 - 4)
+    assert isinstance(sa.transform, Aead)
+    packets = []
+    for index in range(6):  # a peer that lets its counter wrap
+        number = 2**32 - 3 + index
+        header = (0x1004).to_bytes(4, "big") + (number & 0xFFFF_FFFF).to_bytes(4, "big")
+        iv = number.to_bytes(8, "big")
+        plain = tcp4(bytes((index,)) * 100, seq=1 + index * 100) + b"\x01\x02\x02\x04"
+        packets.append(header + iv + sa.transform.cipher.encrypt(sa.salt + iv, plain, header))
+    plane.inbound([WireDatagrams(_HERE, b"".join(packets), len(packets[0]))], 1)
+    stats = plane.query_sa(0x1004, inbound=True)
+    assert stats is not None
+    assert (stats.packets, stats.sequence) == (3, 2**32 - 1)
+    assert plane.drops()[DropReason.OUTSIDE_WINDOW] == 3

@@ -125,9 +125,8 @@ class Outbound:
         if frame.largest <= sa.capacity:
             self._seal(sa, frame, segments(frame), True, now)
         elif frame.version == 6 and frame.largest <= MIN_IPV6_MTU:
-            self._seal(
-                sa, frame, segments(frame), False, now
-            )  # RFC 8200 section 5: the outer packet is fragmented
+            # RFC 8200 section 5: no IPv6 source is told less than this; the outer packet is fragmented instead.
+            self._seal(sa, frame, segments(frame), False, now)
         elif frame.outline().dont_fragment:
             self._too_big(frame, sa.capacity)
         else:
