@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -45,11 +46,14 @@ class Draining:
 class Children:
     """Installed pairs by child, inbound halves that drain, and the state of each entry."""
 
-    __slots__ = ("_draining", "_installed", "_outcome")
+    __slots__ = ("_by_entry", "_draining", "_due", "_installed", "_outcome")
 
     def __init__(self) -> None:
         self._installed: dict[int, Installed] = {}
+        self._by_entry: dict[str, dict[int, None]] = {}
         self._draining: dict[int, Draining] = {}
+        #: Heap of the same: a gateway that rekeys thousands of SAs is asked for its deadline at every burst.
+        self._due: list[tuple[Nanos, int]] = []
         self._outcome: dict[str, tuple[EntryState, str]] = {}
 
     def __iter__(self) -> Iterator[Installed]:
@@ -72,13 +76,19 @@ class Children:
     def install(self, sa: ChildSa, now: Nanos) -> None:
         """Remember that the data plane has *sa*."""
         self._installed[sa.child] = Installed(replace(sa, keys_in=_NO_KEYS, keys_out=_NO_KEYS), now)
+        self._by_entry.setdefault(sa.entry, {})[sa.child] = None
         self._outcome.pop(sa.entry, None)
 
     def remove(self, child: int, reason: str) -> Installed | None:
         """Forget a pair and return it; *reason* is shown when its entry has none left."""
         installed = self._installed.pop(child, None)
-        if installed is None or self.of_entry(installed.sa.entry):
+        if installed is None:
+            return None
+        others = self._by_entry[installed.sa.entry]
+        del others[child]
+        if others:
             return installed
+        del self._by_entry[installed.sa.entry]
         # A negotiation for the entry may already be under way: the reason why it is needed is older news.
         state, _ = self._outcome.get(installed.sa.entry, (EntryState.DOWN, ""))
         if state is not EntryState.NEGOTIATING:
@@ -88,17 +98,18 @@ class Children:
     def drain(self, child: int, spi_in: int, until: Nanos) -> None:
         """Remember to delete an inbound SA at *until*."""
         self._draining[child] = Draining(child, spi_in, until)
+        heapq.heappush(self._due, (until, child))
 
     def drained(self, now: Nanos) -> list[Draining]:
         """Forget and return the inbound SAs whose time is up."""
-        due = [draining for draining in self._draining.values() if draining.until <= now]
-        for draining in due:
-            del self._draining[draining.child]
-        return due
+        found: list[Draining] = []
+        while self._due and self._due[0][0] <= now:
+            found.append(self._draining.pop(heapq.heappop(self._due)[1]))
+        return found
 
     def deadline(self) -> Nanos | None:
         """Return when the next inbound SA is drained."""
-        return min((draining.until for draining in self._draining.values()), default=None)
+        return self._due[0][0] if self._due else None
 
     def draining(self) -> tuple[Draining, ...]:
         """Return the inbound SAs that drain."""
@@ -116,7 +127,7 @@ class Children:
 
     def of_entry(self, entry: str) -> list[Installed]:
         """Return the pairs that serve *entry*, oldest first."""
-        return [installed for installed in self._installed.values() if installed.sa.entry == entry]
+        return [self._installed[child] for child in self._by_entry.get(entry, ())]
 
     def negotiating(self, entry: str) -> None:
         """Note that a negotiation for *entry* began."""
@@ -134,12 +145,11 @@ class Children:
 
     def states(self, snapshot: Snapshot) -> dict[str, tuple[EntryState, str | None]]:
         """Return state and reason of every entry of *snapshot*."""
-        up = {installed.sa.entry for installed in self._installed.values()}
         found: dict[str, tuple[EntryState, str | None]] = {}
         for entry in snapshot.spd.entries:
             if entry.disposition is not Disposition.PROTECT:
                 found[entry.id] = (EntryState.NOT_APPLICABLE, entry.note or None)
-            elif entry.id in up:
+            elif entry.id in self._by_entry:
                 found[entry.id] = (EntryState.UP, None)
             else:
                 state, reason = self._outcome.get(entry.id, (EntryState.DOWN, ""))
