@@ -90,6 +90,18 @@ def test_a_killed_agent_leaves_the_guard(two_sites: Sites, directory: Directory)
         assert other.stop() == 0
 
 
+def test_an_icmp_error_does_not_make_the_agent_deaf(two_sites: Sites, directory: Directory) -> None:
+    # A gateway without its agent answers ESP and IKE with ICMP "port unreachable". The error raises EPOLLERR on the
+    # other agent's socket; an event loop that stops watching a socket on EPOLLERR would never hear the peer again.
+    with tunnel(two_sites, directory) as (_, other):
+        assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        other.kill()
+        assert two_sites.lan_a.ping(LAN_B, count=3, wait=1).returncode != 0
+        other.start()
+        with Pinging(two_sites.lan_b, LAN_A, interval=0.2) as back:
+            wait_for(lambda: back.answered, "gateway A hears gateway B again", 5)
+
+
 def test_an_orderly_stop_undoes_everything(two_sites: Sites, directory: Directory) -> None:
     gateway = two_sites.gateway_a
     gateway.run("nft", "-f", "-", stdin=_FOREIGN)
