@@ -165,6 +165,21 @@ def remove(sa: IkeSa, child: Child, reason: str, now: Nanos, *, drain: Nanos = 0
     )
 
 
+def unfit(sa: IkeSa, child: Child) -> str:
+    """Return why the policy in force has no place for *child*, empty if it has."""
+    entry = sa.core.entry(child.entry)
+    if entry is None:
+        return "the policy no longer has its entry"
+    protection = entry.protection
+    if protection is None or protection.peer != sa.peer_name:
+        return "its entry now has another peer"
+    if protection.mode is not child.mode:
+        return f"its entry is now in {protection.mode.value} mode"
+    if not all(entry.selectors.covers(pair) for pair in child.selectors):
+        return "its entry no longer covers its selectors"
+    return ""
+
+
 def by_spi_out(sa: IkeSa, protocol: int, spi: bytes) -> Child | None:
     """Return the Child SA that the peer names by its inbound SPI (REKEY_SA, Delete: sections 1.3.3, 1.4.1)."""
     number = int.from_bytes(spi, "big")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ike.events import FailureKind
-from ike.v2.child import Child
+from ike.v2.child import unfit
 from ike.v2.core import Core
 from ike.v2.negotiation import single_protocols
 from ike.v2.sa import IkeSa
@@ -16,7 +16,7 @@ from ike.v2.tasks.task import Failure
 from policy.clock import Nanos
 from policy.lifetimes import Lifetime
 from policy.pad import PeerEntry
-from policy.spd import Snapshot, SpdEntry
+from policy.spd import Snapshot
 
 
 def load(core: Core, snapshot: Snapshot, now: Nanos) -> None:
@@ -64,21 +64,10 @@ def _essence(peer: PeerEntry) -> PeerEntry:
 def _check_children(core: Core, sa: IkeSa, previous: Snapshot, now: Nanos) -> None:
     for child in list(sa.children.values()):
         entry = core.entry(child.entry)
-        reason = "the policy no longer has its entry" if entry is None else _no_longer_fits(sa, child, entry)
+        reason = unfit(sa, child)
         if reason:
             delete_children(sa, [child], reason, now)
         elif entry is not None:
             before = previous.spd.entry(child.entry)
             if before is not None and single_protocols(before) != single_protocols(entry):
                 sa.start(ChildRekey(child), now)
-
-
-def _no_longer_fits(sa: IkeSa, child: Child, entry: SpdEntry) -> str:
-    protection = entry.protection
-    if protection is None or protection.peer != sa.peer_name:
-        return "its entry now has another peer"
-    if protection.mode is not child.mode:
-        return f"its entry is now in {protection.mode.value} mode"
-    if not all(entry.selectors.covers(pair) for pair in child.selectors):
-        return "its entry no longer covers its selectors"
-    return ""

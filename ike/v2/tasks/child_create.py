@@ -9,7 +9,7 @@ from ike.v2 import reasons
 from ike.v2.child import install
 from ike.v2.negotiation import NONCE_LENGTH, ChildOffer, answer_child
 from ike.v2.sa import IkeSa
-from ike.v2.tasks.delete import DeleteSpi
+from ike.v2.tasks.delete import DeleteSpi, delete_if_unfit
 from ike.v2.tasks.task import Failure, Task
 from ike.wire.message import Message
 from ike.wire.payloads import NoncePayload, Payload
@@ -66,7 +66,7 @@ class ChildCreate(Task):
             demands.refused(sa, self.entry, Failure(FailureKind.REFUSED, reason), now)
             sa.start(DeleteSpi(offer.wire[0].protocol, offer.spi_in), now)
             return
-        install(sa, agreed, now)
+        delete_if_unfit(sa, install(sa, agreed, now), now)
         demands.answered(sa, self.entry, now)
 
     def failed(self, sa: IkeSa, failure: Failure, now: Nanos) -> None:

@@ -13,7 +13,7 @@ from ike.v2 import reasons
 from ike.v2.child import Agreed, Child, ChildState, install
 from ike.v2.negotiation import NONCE_LENGTH, ChildOffer, answer_child
 from ike.v2.sa import IkeSa
-from ike.v2.tasks.delete import DeleteChildren, DeleteSpi, delete_children
+from ike.v2.tasks.delete import DeleteChildren, DeleteSpi, delete_children, delete_if_unfit
 from ike.v2.tasks.task import Failure, Task
 from ike.v2.traffic import covered
 from ike.wire.message import Message
@@ -91,10 +91,11 @@ class ChildRekey(Task):
             redundant.state = ChildState.DELETING
             delete_children(sa, [redundant], "redundant: both ends rekeyed", now, drain=drain, urgent=True)
             return
-        install(sa, agreed, now, replaces=old)
+        new = install(sa, agreed, now, replaces=old)
         if old.number in sa.children:
             old.state = ChildState.REPLACED
             delete_children(sa, [old], "replaced", now, drain=drain, urgent=True)
+        delete_if_unfit(sa, new, now)
 
     def _refused(self, sa: IkeSa, error: NotifyPayload | None, now: Nanos) -> None:
         """Act on CHILD_SA_NOT_FOUND and TEMPORARY_FAILURE; both are ordinary when rekeys collide (2.25.1)."""

@@ -57,6 +57,13 @@ def delete_children(
     sa.start(DeleteChildren(gone), now, urgent=urgent)
 
 
+def delete_if_unfit(sa: IkeSa, child: Child, now: Nanos) -> None:
+    """Delete what was asked for under a policy that changed before the answer came."""
+    reason = children.unfit(sa, child)
+    if reason:
+        delete_children(sa, [child], reason, now)
+
+
 class DeleteSpi(Task):
     """Delete the half of a Child SA that the peer made and we refused to take."""
 

@@ -16,7 +16,7 @@ from ike.v2.negotiation import ChildOffer, answer_child
 from ike.v2.sa import IkeSa, error_payloads
 from ike.v2.settings import Backoff, IkeSettings
 from ike.v2.states import AUTHENTICATED, State
-from ike.v2.tasks.delete import DeleteSpi, Farewell
+from ike.v2.tasks.delete import DeleteSpi, Farewell, delete_if_unfit
 from ike.v2.tasks.task import Failure, Task
 from ike.wire.message import Message
 from ike.wire.payloads import AuthPayload, IdPayload, NotifyPayload, Payload, SaPayload
@@ -108,7 +108,7 @@ class IkeAuth(Task):
             demands.refused(sa, entry.id, Failure(FailureKind.REFUSED, f"{error} ({entry.where})"), now)
             sa.start(DeleteSpi(self._offer.wire[0].protocol, self._offer.spi_in), now)
             return
-        install(sa, agreed, now)
+        delete_if_unfit(sa, install(sa, agreed, now), now)
         demands.answered(sa, entry.id, now)
 
     def _reject(self, sa: IkeSa, reason: str, now: Nanos) -> None:
