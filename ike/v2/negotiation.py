@@ -18,13 +18,13 @@ from ike.errors import (
     NoProposalChosen,
     TsUnacceptable,
 )
-from ike.names import describe_offer
+from ike.names import describe_proposal
 from ike.negotiate import Choice, Mismatch, check_group, choose, verify_answer
 from ike.v2.child import Agreed, Child, install, selectors_text
 from ike.v2.traffic import Narrowed, accepted_pairs, grant, offered_sides
 from ike.wire.message import Message
 from ike.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
-from ike.wire.proposals import WireProposal, offer
+from ike.wire.proposals import offer
 from policy.clock import Nanos
 from policy.proposals import Group, Proposal, Suite
 from policy.secret import Secret
@@ -113,7 +113,8 @@ class ChildOffer:
 
     def offered(self) -> str:
         """Return what we offer, for a message."""
-        return describe_offer(self.wire)
+        groups = "" if self.kex is None else f" with PFS {self.kex.group.name}"
+        return ", ".join(describe_proposal(proposal) for proposal in single_protocols(self.entry)) + groups
 
     def withdraw(self, sa: IkeSa) -> None:
         """Free the SPI: nothing came of it."""
@@ -230,11 +231,6 @@ def sides(message: Message) -> tuple[tuple[TrafficSelector, ...], tuple[TrafficS
     tsi = next((payload.selectors for payload in payloads if payload.initiator), ())
     tsr = next((payload.selectors for payload in payloads if not payload.initiator), ())
     return tsi, tsr
-
-
-def proposals_text(proposals: Sequence[WireProposal]) -> str:
-    """Return offered proposals for a message."""
-    return describe_offer(proposals)
 
 
 def _keys(sa: IkeSa, suite: Suite, ni: bytes, nr: bytes, shared: Secret | None) -> tuple[ChildKeys, ChildKeys]:

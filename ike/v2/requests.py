@@ -21,6 +21,7 @@ from policy.path import Path
 
 def respond(sa: IkeSa, message: Message, path: Path, now: Nanos) -> list[Payload]:
     """Return the response's payloads; IkeError names the notify that goes instead."""
+    _settle_successor(sa, message, now)
     match message.header.exchange:
         case ExchangeType.IKE_AUTH:
             return respond_auth(sa, message, path, now)
@@ -30,6 +31,15 @@ def respond(sa: IkeSa, message: Message, path: Path, now: Nanos) -> list[Payload
             return _informational(sa, message, now)
         case _:
             raise InvalidSyntax("an exchange that the tables do not allow")
+
+
+def _settle_successor(sa: IkeSa, message: Message, now: Nanos) -> None:
+    """The peer works on its successor of an IKE SA that we rekey too: for the peer it is decided (2.8.2)."""
+    if sa.predecessor is None:
+        return
+    if not any(delete.protocol == ProtocolId.IKE for delete in message.all(DeletePayload)):
+        adopt(sa.predecessor, sa, now)
+    sa.predecessor = None
 
 
 def _create_child_sa(sa: IkeSa, message: Message, now: Nanos) -> list[Payload]:
@@ -73,7 +83,7 @@ def _informational(sa: IkeSa, message: Message, now: Nanos) -> list[Payload]:
 def _ike_deleted(sa: IkeSa, now: Nanos) -> None:
     """The peer deletes the IKE SA; if it rekeyed it while we did, its successor stands (section 2.8.2)."""
     current = sa.current
-    if isinstance(current, IkeRekey) and current.rival is not None and sa.usable:
+    if isinstance(current, IkeRekey) and current.rival is not None:
         adopt(sa, current.rival.sa, now)
     reason = "replaced" if sa.successor is not None else "the peer deleted it"
     sa.closing = Failure(FailureKind.REFUSED, reason)

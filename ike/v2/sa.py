@@ -85,6 +85,8 @@ class IkeSa:
         self.probable = ""
         #: Set by the answer to a request that ends the IKE SA: it closes once the response is out.
         self.closing: Failure | None = None
+        #: The IKE SA that both ends rekey at once, while it is open which successor stands.
+        self.predecessor: IkeSa | None = None
         #: Unauthenticated answers say that the peer does not know it, and it does not answer.
         self.forgotten = False
         #: A Delete for it waits its turn.

@@ -94,7 +94,11 @@ class Walk:
         pair.wait(10 * SECOND)
 
 
-@pytest.mark.parametrize("seed", range(60))
+#: Seeds that once ended in disagreement.
+KEPT = (1066, 1089, 1151, 1160, 1232, 1296)
+
+
+@pytest.mark.parametrize("seed", [*range(60), *KEPT])
 def test_random_walk(seed: int) -> None:
     walk = Walk(seed)
     pair = walk.pair

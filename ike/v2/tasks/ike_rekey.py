@@ -100,15 +100,15 @@ class IkeRekey(Task):
 
     def failed(self, sa: IkeSa, failure: Failure, now: Nanos) -> None:
         """The IKE SA lives until its hard lifetime ends."""
-        if self.rival is not None and sa.successor is None and sa.state is not State.CLOSED:
-            adopt(sa, self.rival.sa, now)
+        if self.rival is not None:
+            _stands(sa, self.rival, now)
         elif sa.usable:
             sa.core.demands.report(sa, failure, now)
             sa.core.timers.set(sa.number, Timer.REKEY_IKE, now + _TRY_AGAIN)
 
     def _refused(self, sa: IkeSa, error: NotifyPayload, now: Nanos) -> None:
         if self.rival is not None:
-            adopt(sa, self.rival.sa, now)
+            _stands(sa, self.rival, now)
             return
         if error.type == NotifyType.INVALID_KE_PAYLOAD and self._kex is not None and self._tries == 0:
             self._group = retry_group(self._wire, error.data, self._kex.group)
@@ -123,6 +123,16 @@ class IkeRekey(Task):
             f"the peer refused to rekey the IKE SA: {error} (we offered {describe_offer(self._wire)}; {where})"
         )
         self.failed(sa, Failure(FailureKind.REFUSED, reason), now)
+
+
+def _stands(sa: IkeSa, rival: Rival, now: Nanos) -> None:
+    """Ours came to nothing: the peer's successor stands, or if the peer deleted that too, nothing does."""
+    if sa.successor is not None or sa.state is State.CLOSED:
+        return
+    if rival.sa.state is State.CLOSED:
+        delete_ike(sa, "the peer deleted its successor", now)
+    else:
+        adopt(sa, rival.sa, now)
 
 
 def respond_ike_rekey(sa: IkeSa, message: Message, now: Nanos) -> list[Payload]:
@@ -152,6 +162,7 @@ def respond_ike_rekey(sa: IkeSa, message: Message, now: Nanos) -> list[Payload]:
     new = _successor(sa, choice.suite, choice.offered.spi, spi_r, (nonce.data, nr), shared, now, initiator=False)
     if isinstance(sa.current, IkeRekey):
         sa.current.rival = Rival(new, new.lowest_nonce)
+        new.predecessor = sa
     else:
         adopt(sa, new, now)
     return [SaPayload((choice.answer,)), NoncePayload(nr), KePayload(kex.group, kex.public)]
@@ -159,14 +170,16 @@ def respond_ike_rekey(sa: IkeSa, message: Message, now: Nanos) -> list[Payload]:
 
 def adopt(old: IkeSa, new: IkeSa, now: Nanos) -> None:
     """Move Child SAs, their timers and waiting tasks to the successor (section 2.8)."""
-    if old.successor is not None:
+    if old.successor is not None or new.state is State.CLOSED:
         return
     core = old.core
+    new.leaving, old.leaving = old.leaving, False
     old.successor = new
     if old.state is State.ESTABLISHED:
         old.become(State.REKEYED)
-    new.children, old.children = old.children, {}
-    for number in new.children:
+    moved, old.children = old.children, {}
+    new.children = dict(sorted({**moved, **new.children}.items()))
+    for number in moved:
         core.children[number] = new
         for timer in (Timer.REKEY_CHILD, Timer.EXPIRE_CHILD):
             at = core.timers.at(old.number, timer, number)

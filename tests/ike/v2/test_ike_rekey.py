@@ -171,3 +171,47 @@ def test_lifetime_rekeys_the_ike_sa() -> None:
         before = spis(pair.a)
     assert pair.agree()
     assert pair.a.removed == []
+
+
+def test_the_peer_may_use_its_successor_before_we_know_that_it_stands() -> None:
+    """B's rekey is over for B, while A still waits for the answer to its own; Child SAs of both stay.
+
+    A                                       B
+    SA, Ni1, KEi               -->| held
+                              <--           SA, Ni2, KEi
+    SA, Nr, KEr                -->
+                              <--(new)      N(REKEY_SA), SA, Ni, TSi, TSr     before the Delete of the old
+    """
+    pair = Pair()
+    pair.connect()
+    rekey(pair, pair.a)
+    late = pair.take()
+    rekey(pair, pair.b)
+    pair.step()
+    pair.step()
+    delete = pair.take()  # D(old) is overtaken
+    pair.b.endpoint.rekey_child(pair.b.live[0].child, pair.now)
+    pair.drain(pair.b)
+    pair.run()
+    pair.deliver(delete)
+    pair.deliver(late)
+    pair.run()
+    pair.wait(40 * SECOND)
+    assert pair.agree()
+    assert pair.a.live[0].replaces is not None
+    assert spis(pair.a) == spis(pair.b)
+    assert not any("does not have it" in removed.reason for removed in pair.b.removed)
+
+
+def test_a_successor_that_the_peer_deletes_takes_the_ike_sa_along() -> None:
+    """A terminates while both rekey: nothing is left on either side, and nothing lingers."""
+    pair = Pair()
+    pair.connect()
+    rekey(pair, pair.a)
+    rekey(pair, pair.b)
+    pair.a.endpoint.terminate_peer("gw-b", pair.now)
+    pair.drain(pair.a)
+    pair.run()
+    pair.wait(60 * SECOND)
+    assert pair.a.live == pair.b.live == []
+    assert spis(pair.a) == spis(pair.b) == []
