@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Mapping as MappingType
 
-from ike.events import ChildInstalled, ChildSa, IkeOutput
+from ike.events import ChildInstalled, ChildRemoved, ChildSa, IkeOutput
 from ike.status import IkeSaStatus
 from policy.clock import Entropy, Nanos
 from policy.model import Encapsulation
@@ -26,9 +26,13 @@ class ManualControl:
 
     def __init__(self, *, entropy: Entropy, last_heard: LastHeard) -> None:
         self._said: deque[IkeOutput] = deque()
+        self._installed: list[ChildSa] = []
 
     def load(self, snapshot: Snapshot, now: Nanos) -> None:
-        """Install every entry that protects, toward its tunnel endpoint."""
+        """Install every entry that protects, toward its tunnel endpoint, in place of what there was."""
+        for sa in self._installed:
+            self._said.append(ChildRemoved(sa.child, sa.spi_in, sa.spi_out, "policy changed"))
+        self._installed = []
         for number, entry in enumerate(snapshot.spd.entries, 1):
             protection = entry.protection
             if protection is None or protection.tunnel_remote is None:
@@ -41,27 +45,25 @@ class ManualControl:
             )
             port = NATT_PORT if protection.encapsulation is Encapsulation.UDP else RAW_PORT
             received, sent = _keys(entry.selectors), _keys(entry.selectors.mirror())
-            self._said.append(
-                ChildInstalled(
-                    ChildSa(
-                        child=number,
-                        peer=protection.peer,
-                        entry=entry.id,
-                        ike_spi=1,
-                        protocol=ProtocolId.ESP,
-                        mode=Mode.TUNNEL,
-                        suite=Suite(ProtocolId.ESP, Encr.AES_GCM_16, 128),
-                        spi_in=int.from_bytes(received[:4], "big") | 0x100,
-                        spi_out=int.from_bytes(sent[:4], "big") | 0x100,
-                        keys_in=(Secret(received[4:20]), Secret(received[20:24]), Secret(b"")),
-                        keys_out=(Secret(sent[4:20]), Secret(sent[20:24]), Secret(b"")),
-                        selectors=(entry.selectors,),
-                        path=Path(Endpoint(local, port), Endpoint(remote, port)),
-                        soft_bytes=None,
-                        hard_bytes=None,
-                    )
-                )
+            sa = ChildSa(
+                child=number,
+                peer=protection.peer,
+                entry=entry.id,
+                ike_spi=1,
+                protocol=ProtocolId.ESP,
+                mode=Mode.TUNNEL,
+                suite=Suite(ProtocolId.ESP, Encr.AES_GCM_16, 128),
+                spi_in=int.from_bytes(received[:4], "big") | 0x100,
+                spi_out=int.from_bytes(sent[:4], "big") | 0x100,
+                keys_in=(Secret(received[4:20]), Secret(received[20:24]), Secret(b"")),
+                keys_out=(Secret(sent[4:20]), Secret(sent[20:24]), Secret(b"")),
+                selectors=(entry.selectors,),
+                path=Path(Endpoint(local, port), Endpoint(remote, port)),
+                soft_bytes=None,
+                hard_bytes=None,
             )
+            self._installed.append(sa)
+            self._said.append(ChildInstalled(sa))
 
     def poll(self) -> IkeOutput | None:
         """Return the next output, or None."""
