@@ -257,9 +257,15 @@ class IkeSa:
         try:
             task.process(self, message, now)
         except IkeError as error:
-            task.failed(self, Failure(FailureKind.REFUSED, str(error)), now)
+            self._task_failed(task, Failure(FailureKind.REFUSED, str(error)), now)
         if self.state is not State.CLOSED:
             self.advance(now)
+
+    def _task_failed(self, task: Task, failure: Failure, now: Nanos) -> None:
+        """A task failed: an IKE SA that is not yet established fails with it."""
+        task.failed(self, failure, now)
+        if self.state not in AUTHENTICATED:
+            self.close(failure, now)
 
     def _malformed(self, message: Message, error: IkeError, path: Path, now: Nanos) -> None:
         """Authenticated octets that are wrong: fatal, but for an unknown critical payload (section 2.21.3)."""
@@ -268,7 +274,7 @@ class IkeSa:
             self._completed()
             failure = Failure(FailureKind.REFUSED, f"the peer's response is malformed: {error}")
             if task is not None:
-                task.failed(self, failure, now)
+                self._task_failed(task, failure, now)
             if not isinstance(error, UnsupportedCriticalPayload):
                 self.close(failure, now)
             elif self.state is not State.CLOSED:

@@ -40,6 +40,8 @@ class Strangers:
             self._reply(message, path, NotifyPayload(NotifyType.INVALID_IKE_SPI), now)
         else:
             self._core.counters["unprotected"] += 1
+            if message.notify(NotifyType.INVALID_SPI) is not None:  # a hint at most (section 1.5)
+                self._core.demands.unknown_spi(path, now)
 
     def other_version(self, error: InvalidMajorVersion, path: Path, length: int, now: Nanos) -> None:
         """A higher major version is answered with ours; it is never larger than the request (section 2.5)."""
