@@ -91,7 +91,7 @@ def test_a_killed_agent_leaves_the_guard(two_sites: Sites, directory: Directory)
 
 
 def test_an_icmp_error_does_not_make_the_agent_deaf(two_sites: Sites, directory: Directory) -> None:
-    # A gateway without its agent answers ESP and IKE with ICMP "port unreachable". The error raises EPOLLERR on the
+    # A gateway without its agent answers with ICMP "port unreachable". The error raises EPOLLERR on the
     # other agent's socket; an event loop that stops watching a socket on EPOLLERR would never hear the peer again.
     with tunnel(two_sites, directory) as (_, other):
         assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0

@@ -130,7 +130,8 @@ def test_fragmented_ike(two_sites: Sites, directory: Directory, starter: str) ->
     ours_id, theirs_id = (f"{name}.{'very-long-name.' * 14}example" for name in ("gw-a", "gw-b"))
     with peers(
         two_sites, directory, DEFAULT,
-        ("gw-a.example", ours_id), ("gw-b.example", theirs_id), ("proposals = [", "fragment_size = 576, proposals = ["),
+        ("gw-a.example", ours_id), ("gw-b.example", theirs_id),
+        ("proposals = [", "fragment_size = 576, proposals = ["),
         fragment_size=576, local_id=theirs_id, remote_id=ours_id,
     ) as (ours, theirs):  # fmt: skip
         bring_up(two_sites, theirs, starter)
@@ -209,10 +210,10 @@ def test_no_common_ike_proposal(two_sites: Sites, directory: Directory, starter:
     with peers(two_sites, directory, proposals="aes128-sha512-modp4096") as (ours, theirs):
         refused(two_sites, theirs, starter)
         if starter == "strongswan":
-            ours.wait_log("no common IKE proposal")
+            ours.wait_log("no common IKE proposal: peer offers AES-CBC-128/PRF-HMAC-SHA2-512")
         else:
             ours.wait_log("the peer refused every IKE proposal (NO_PROPOSAL_CHOSEN")
-        ours.wait_log("AES-GCM-16-256/PRF-HMAC-SHA2-384/X25519")
+        ours.wait_log("AES-GCM-16-256")
         assert ours.children() == []
 
 
