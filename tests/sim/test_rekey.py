@@ -20,7 +20,9 @@ CHILD, IKE = Rekey(), Rekey(ike=True)
 class Busy:
     """Two sites with an established tunnel and packets both ways all the time, until ``finish``."""
 
-    def __init__(self, seed: int = 1, *, duration_s: float = 2, every_s: float = 0.005, **options: object) -> None:
+    def __init__(
+        self, seed: int = 1, *, duration_s: float = 1.5, every_s: float = 0.007, **options: object
+    ) -> None:
         self.scene: Sites = sites(seed, **options)  # type: ignore[arg-type]
         self.scene.establish()
         world = self.scene.world
@@ -89,7 +91,7 @@ def test_collisions_lose_nothing(what: str, delay_ms: int) -> None:
     busy.finish()
 
 
-@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_the_lower_nonce_loses_whoever_has_it(seed: int) -> None:
     # Both nonces of a collision are decided: with 00.. A's SA is the redundant one, with ff.. B's.
     for octet in (b"\x00", b"\xff"):
@@ -174,17 +176,17 @@ def test_rekeying_by_octets() -> None:
     assert busy.scene.children(busy.scene.a)[0] > before[0] + 2
 
 
-@pytest.mark.parametrize("seed", range(1, 13))
+@pytest.mark.parametrize("seed", range(1, 9))
 def test_rekeys_at_random_moments_lose_nothing(seed: int) -> None:
     # Dozens of rekeys of both kinds from both ends, often close together; latency differs with direction and time.
     faults = Faults(latency=seed * MILLISECOND, jitter=seed * MILLISECOND, duplicate=0.1)
-    busy = Busy(seed, faults=faults, duration_s=8, every_s=0.01)
+    busy = Busy(seed, faults=faults, duration_s=5, every_s=0.01)
     schedule = busy.scene.world.schedule
     random = schedule.random("rekeys")
     for _ in range(30):
         host = random.choice((busy.scene.a, busy.scene.b))
         command = random.choice((CHILD, CHILD, IKE))
-        schedule.after(random.randrange(6_000) * MILLISECOND, partial(host.command, command))
+        schedule.after(random.randrange(4_000) * MILLISECOND, partial(host.command, command))
     busy.finish()
 
 

@@ -15,6 +15,8 @@ A_TO_B = traffic("10.1.0.5", "10.2.0.9")
 B_TO_A = A_TO_B.reply()
 GATEWAY_A, GATEWAY_B = "192.0.2.1", "198.51.100.1"
 NAT_A = "203.0.113.7"
+#: What an idle tunnel may do in 10 s: a liveness check from each end and a rekey, each step and link counted.
+IDLE_STEPS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,13 @@ class Sites:
         return [] if host.gateway is None else [installed.sa.child for installed in host.gateway.children]
 
     def settle(self, seconds: float = 60) -> None:
-        """Let everything that is under way end; then both ends must agree."""
+        """Let everything that is under way end; then both ends must agree, and timers must be few."""
         self.world.run(seconds)
         self.world.check_quiet()
+        before = self.world.steps
+        self.world.run(10)
+        if self.world.steps - before > IDLE_STEPS:
+            self.world.violate(f"{self.world.steps - before} things happen in 10 s of silence")
 
 
 def policies(

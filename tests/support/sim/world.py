@@ -51,6 +51,8 @@ class World:
         #: The NATs, by the host behind.
         self.nats: dict[str, Nat] = {}
         self.trace: list[str] = []
+        #: Events that happened: deliveries and timers.
+        self.steps = 0
         self.probes: dict[int, Probe] = {}
         #: Everything seen on links that host datagrams, when asked for: to replay, or to write a pcap.
         self.recording: list[tuple[Nanos, str, Packet]] = []
@@ -108,6 +110,7 @@ class World:
         """Let *duration_s* seconds of virtual time pass."""
         end = self.now + seconds(duration_s)
         while (at := self.schedule.next_at()) is not None and at <= end:
+            self.steps += 1
             self.schedule.step()
         self.schedule.now = end
 
@@ -119,6 +122,7 @@ class World:
             if at is None or at > end:
                 self.schedule.now = end
                 return condition()
+            self.steps += 1
             self.schedule.step()
         return True
 
