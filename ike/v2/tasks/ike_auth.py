@@ -236,7 +236,9 @@ def _authenticate(sa: IkeSa, idi: IdPayload, auth: AuthPayload, path: Path) -> t
                 if not _suite_allowed(entry, channel.suite):
                     raise AuthenticationFailed(f"{entry.name} may not use this IKE suite ({entry.where})")
                 return entry, secret
-    raise AuthenticationFailed(reasons.wrong_key(idi.identity, named[0]))
+    reason = reasons.wrong_key(idi.identity, named[0])
+    sa.core.remember_failure(named[0].name, reason)
+    raise AuthenticationFailed(reason)
 
 
 def _suite_allowed(entry: PeerEntry, suite: Suite) -> bool:

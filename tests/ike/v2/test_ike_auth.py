@@ -60,6 +60,7 @@ def test_wrong_key_is_named_on_both_sides() -> None:
     assert pair.a.failures[0].kind is FailureKind.AUTHENTICATION
     assert pair.a.states() == pair.b.states() == []
     assert "preshared" in pair.a.endpoint.failures()["gw-b"]
+    assert "preshared" in pair.b.endpoint.failures()["gw-a"]
 
 
 def test_unknown_identity_lists_candidates() -> None:
