@@ -18,7 +18,7 @@ from ike.errors import (
     NoProposalChosen,
     TsUnacceptable,
 )
-from ike.names import describe_proposal
+from ike.names import describe_offer, describe_proposal
 from ike.negotiate import Choice, Mismatch, check_group, choose, verify_answer
 from ike.v2.child import Agreed, Child, install, selectors_text
 from ike.v2.traffic import Narrowed, accepted_pairs, grant, offered_sides
@@ -113,8 +113,8 @@ class ChildOffer:
 
     def offered(self) -> str:
         """Return what we offer, for a message."""
-        groups = "" if self.kex is None else f" with PFS {self.kex.group.name}"
-        return ", ".join(describe_proposal(proposal) for proposal in single_protocols(self.entry)) + groups
+        written = ", ".join(describe_proposal(proposal) for proposal in single_protocols(self.entry))
+        return f"{written}, that is {describe_offer(self.wire)}"
 
     def withdraw(self, sa: IkeSa) -> None:
         """Free the SPI: nothing came of it."""

@@ -12,7 +12,7 @@ from ike.crypto.kex import KeyExchange, generate
 from ike.crypto.keymat import derive_ike_keys
 from ike.errors import BadAnswer, IkeError, LocalError, NoProposalChosen
 from ike.events import FailureKind
-from ike.names import describe_proposal
+from ike.names import describe_offer, describe_proposal
 from ike.negotiate import Choice, Mismatch, check_group, choose, retry_group, verify_answer
 from ike.timers import Timer
 from ike.v2 import reasons
@@ -97,7 +97,8 @@ class IkeInit(InitialTask):
         elif error is not None and error.type == NotifyType.INVALID_KE_PAYLOAD:
             self._other_group(sa, error, now)
         elif error is not None:
-            offered = ", ".join(describe_proposal(proposal) for proposal in self._peer.ike.proposals)
+            written = ", ".join(describe_proposal(proposal) for proposal in self._peer.ike.proposals)
+            offered = f"{written}, that is {describe_offer(self._wire)}"
             self._remember(sa, reasons.refused_init(error, offered, self._peer.where), now)
 
     def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:
