@@ -33,6 +33,8 @@ class Strangers:
         header = message.header
         if header.response:
             self._core.counters["response for no ike sa"] += 1
+        elif self._core.demands.stopped:
+            self._core.counters["shutting down"] += 1  # whoever dials now tries again when we are back
         elif header.exchange == ExchangeType.IKE_SA_INIT and header.spi_r == bytes(8):
             self._init(message, path, now)
         elif message.protected is not None:

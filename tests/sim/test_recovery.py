@@ -124,6 +124,21 @@ def test_an_orderly_shutdown_tells_the_peer() -> None:
     scene.settle()
 
 
+def test_nobody_gets_in_during_an_orderly_shutdown() -> None:
+    # B has packets all the time and dials at once; an SA that A granted now would be left behind when A exits.
+    scene = sites()
+    scene.establish()
+    numbers = scene.world.stream(B_TO_A, every_s=0.05, duration_s=20)
+    scene.world.run(1)
+    scene.a.command(Shutdown())
+    scene.world.run(3)
+    assert scene.children(scene.a) == scene.children(scene.b) == []
+    scene.a.reboot()
+    scene.world.run(18)
+    assert scene.world.missing(numbers[-100:-10]) == []
+    scene.settle()
+
+
 def test_a_terminated_tunnel_comes_back_with_the_next_packet() -> None:
     scene = sites()
     scene.establish()
