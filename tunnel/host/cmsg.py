@@ -1,4 +1,4 @@
-"""Control messages of UDP and raw sockets: local address, DSCP and ECN, segment sizes, errors."""
+"""Control messages of UDP and raw sockets: local address, DSCP and ECN, segment sizes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ Ancillary: TypeAlias = list[tuple[int, int, bytes]]
 
 SOL_UDP = 17
 UDP_SEGMENT, UDP_GRO = 103, 104
-IP_TOS, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTOS = 1, 8, 10, 11, 13
-IPV6_MTU_DISCOVER, IPV6_RECVERR, IPV6_V6ONLY = 23, 25, 26
+IP_TOS, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVTOS, IP_MTU = 1, 8, 10, 13, 14
+IPV6_MTU_DISCOVER, IPV6_MTU, IPV6_V6ONLY = 23, 24, 26
 IPV6_RECVPKTINFO, IPV6_PKTINFO, IPV6_RECVTCLASS, IPV6_TCLASS = 49, 50, 66, 67
 IPV6_DONTFRAG = 62
-PMTUDISC_DONT, PMTUDISC_WANT, PMTUDISC_DO = 0, 1, 2
+PMTUDISC_DONT, PMTUDISC_DO = 0, 2
+#: Level and option that tell the path MTU of a connected socket, by IP version.
+PATH_MTU = {4: (socket.IPPROTO_IP, IP_MTU), 6: (socket.IPPROTO_IPV6, IPV6_MTU)}
 
 _PKTINFO4 = struct.Struct("=I4s4s")
 _PKTINFO6 = struct.Struct("=16sI")
 _INT = struct.Struct("=i")
 _U16 = struct.Struct("=H")
-#: struct sock_extended_err: errno, origin, type, code, pad, info, data.
-_EXTENDED_ERROR = struct.Struct("=IBBBBII")
-_IPV6_LINK_LOCAL = b"\xfe\x80"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +71,6 @@ def traffic_class(version: int, tos: int) -> tuple[int, int, bytes]:
 def segmentation(size: int) -> tuple[int, int, bytes]:
     """Return the control message that has the kernel cut the payload into segments of *size*."""
     return (SOL_UDP, UDP_SEGMENT, _U16.pack(size))
-
-
-def path_mtu(ancillary: Ancillary) -> int | None:
-    """Return the path MTU of an EMSGSIZE in an error queue message, or None if it reports something else."""
-    for level, kind, data in ancillary:
-        ours = (socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)
-        if (level, kind) in ours and len(data) >= _EXTENDED_ERROR.size:
-            number, _origin, _type, _code, _pad, info, _data = _EXTENDED_ERROR.unpack_from(data)
-            return int(info) if number == 90 and info else None  # EMSGSIZE
-    return None
 
 
 def address(packed: bytes) -> IpAddress:

@@ -7,6 +7,7 @@ guard let pass. UDP_ENCAP is never set: it would hand ESP to the kernel's own IP
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections import deque
@@ -78,8 +79,8 @@ class WireSocket:
             except BlockingIOError:
                 break
             except OSError:
-                self._drain_errors()  # an ICMP error for something sent earlier
-                continue
+                self.receive_errors += 1  # reported once, and cleared by that
+                break
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 self.receive_errors += 1
                 continue
@@ -139,30 +140,22 @@ class WireSocket:
     def _sendmsg(
         self, buffers: Sequence[Buffer], ancillary: cmsg.Ancillary, target: tuple[str, int]
     ) -> int | None:
-        """Return None when sent, else the errno. An error left over from an earlier datagram is not this one's."""
-        for attempt in range(2):
-            try:
-                self._socket.sendmsg(buffers, ancillary, 0, target)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.ENOBUFS) and self._drain_errors() and attempt == 0:
-                    continue
-                return errno.EAGAIN if error.errno == errno.ENOBUFS else error.errno
-            return None
-        return errno.EIO
+        """Return None when sent, else the errno; EMSGSIZE is reported as the path MTU that it means."""
+        try:
+            self._socket.sendmsg(buffers, ancillary, 0, target)
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                self._report_path_mtu(target[0])
+            return errno.EAGAIN if error.errno == errno.ENOBUFS else error.errno
+        return None
 
-    def _drain_errors(self) -> bool:
-        """Read the error queue: path MTUs are reported, the rest is dropped. Return whether there was anything."""
-        found = False
-        for _ in range(64):
-            try:
-                _data, ancillary, _flags, peer = self._socket.recvmsg(512, 512, socket.MSG_ERRQUEUE)
-            except OSError:
-                break
-            found = True
-            mtu = cmsg.path_mtu(ancillary)
-            if mtu is not None and isinstance(peer, tuple):
-                self._path_mtu(Endpoint(ip_address(peer[0].partition("%")[0]), self.port), mtu)
-        return found
+    def _report_path_mtu(self, remote: str) -> None:
+        """Ask the kernel what it believes of the path: it verifies ICMP errors against its own routes."""
+        with contextlib.suppress(OSError), socket.socket(self._socket.family, socket.SOCK_DGRAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, _SO_MARK, OWN_MARK)
+            probe.connect((remote, NATT_PORT))
+            level, option = cmsg.PATH_MTU[self.version]
+            self._path_mtu(Endpoint(ip_address(remote), self.port), probe.getsockopt(level, option))
 
     def _dont_fragment(self, df: bool) -> None:
         if df is self._df:
@@ -203,10 +196,11 @@ class WireSocket:
         for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
         if self.version == 4:
-            level, flags = socket.IPPROTO_IP, (cmsg.IP_PKTINFO, cmsg.IP_RECVTOS, cmsg.IP_RECVERR)
+            level, flags = socket.IPPROTO_IP, (cmsg.IP_PKTINFO, cmsg.IP_RECVTOS)
         else:
             level = socket.IPPROTO_IPV6
-            flags = (cmsg.IPV6_RECVPKTINFO, cmsg.IPV6_RECVTCLASS, cmsg.IPV6_RECVERR)
+            flags = (cmsg.IPV6_RECVPKTINFO, cmsg.IPV6_RECVTCLASS)
+        # IP_RECVERR is not set: a pending error would raise EPOLLERR, upon which libuv stops watching a socket.
         for flag in flags:
             sock.setsockopt(level, flag, 1)
         if offload and self.port == NATT_PORT:
