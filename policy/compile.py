@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from policy.availability import unavailable
-from policy.lint import address_text, filter_text
-from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Special, Where
+from policy.lint import filter_text
+from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Special
 from policy.order import sort_key
 from policy.overlaps import overlaps, twins
 from policy.path import IpAddress
@@ -49,11 +49,13 @@ def compile_policy(
     *,
     generation: int,
     local_addresses: Sequence[IpAddress],
+    local_networks: Sequence[AddressRange] = (),
     resolve: Resolve = no_names,
     previous: Snapshot | None = None,
 ) -> Snapshot:
     """Return *policy* in force on a host with *local_addresses*; None is "no policy assigned".
 
+    *local_networks* are those that this host has an address in: they help to tell which side of a filter is local.
     ``me`` is each local address that is neither loopback nor link-local. *resolve* gives the addresses of DNS
     names; *previous* keeps them when a name does not resolve any more. Raises CompileError.
     """
@@ -63,7 +65,7 @@ def compile_policy(
     if errors := unavailable(policy):
         raise CompileError(errors)
     names = _Names(resolve, previous)
-    compiler = _Compiler(policy, own, names)
+    compiler = _Compiler(policy, own, tuple(local_networks), names)
     for rule in policy.rules:
         if rule.active:
             compiler.add_rule(rule)
@@ -103,9 +105,12 @@ class _Side:
 class _Compiler:
     """Builds the entries and peers of one snapshot."""
 
-    def __init__(self, policy: Policy, own: tuple[IpAddress, ...], names: _Names) -> None:
+    def __init__(
+        self, policy: Policy, own: tuple[IpAddress, ...], networks: tuple[AddressRange, ...], names: _Names
+    ) -> None:
         self._policy = policy
         self._own = own
+        self._networks = networks
         self._own_numbers = {version: [int(a) for a in own if a.version == version] for version in (4, 6)}
         self._me = tuple(
             a for a in own if not (a.is_loopback or a.is_link_local or a.is_multicast or a.is_unspecified)
@@ -217,8 +222,6 @@ class _Compiler:
                     TrafficSelector(entry.protocol, destination.addresses, entry.destination_port),
                 )
                 source_is_local = self._source_is_local(source, destination)
-                if protection is not None and not source_is_local and destination.addresses.is_any:
-                    self._warn_turned(rule, entry, where)
                 labels = [label for label in (source.label, destination.label) if label]
                 self._entries.append(
                     SpdEntry(
@@ -267,31 +270,28 @@ class _Compiler:
             hint = "its traffic cannot be told from other traffic: write an address, or make the name resolve"
             self._errors.append(ConfigError(rule.where, message, hint))
 
-    def _warn_turned(self, rule: Rule, entry: Filter, where: Where) -> None:
-        source = address_text(entry.source)
-        message = (
-            f"rule {quoted(rule.name)}: the filter {filter_text(entry)} is read with {source} beyond the tunnel, "
-            f"because this host has no address in {source}"
-        )
-        hint = f'if {source} is on this side, name the networks beyond the tunnel instead of "any"'
-        self._warnings.append(ConfigError(where, message, hint))
-
     def _source_is_local(self, source: _Side, destination: _Side) -> bool:
         """Return which side of a filter is this host's (or its networks').
 
-        ``me`` is; else the only side that covers an own address; else, if both do, the narrower; else the source.
+        ``me`` is; else the only side that covers an own address (``any`` covers everybody's and does not count);
+        else, if both do, the narrower; else the only side that lies in a network that this host is on; else the
+        source. So one filter list may serve both ends of a tunnel.
         """
         if source.me or destination.me:
             return source.me
         source_is, destination_is = self._is_own(source.addresses), self._is_own(destination.addresses)
-        if source_is != destination_is:
-            return source_is
-        if source_is:
+        if source_is and destination_is:
             return _size(source.addresses) <= _size(destination.addresses)
-        return True
+        if source_is == destination_is:
+            source_is, destination_is = self._is_near(source.addresses), self._is_near(destination.addresses)
+        return source_is or not destination_is
 
     def _is_own(self, addresses: AddressRange) -> bool:
-        return any(addresses.contains(number) for number in self._own_numbers[addresses.version])
+        own = self._own_numbers[addresses.version]
+        return not addresses.is_any and any(addresses.contains(number) for number in own)
+
+    def _is_near(self, addresses: AddressRange) -> bool:
+        return any(network.covers(addresses) for network in self._networks)
 
 
 def _hosts(addresses: Iterable[IpAddress], *, me: bool) -> tuple[_Side, ...]:

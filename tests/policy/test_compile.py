@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -113,14 +113,30 @@ def test_filters_become_entries(filter_: str, own: tuple[str, ...], expected: li
     assert rows(compiled(policy_text(("R", "Drop", filter_)), *own)) == expected
 
 
-def test_a_side_taken_for_remote_against_the_order_of_writing_is_told() -> None:
-    text = policy_text(("R", "10.9.0.2", 'source = "10.2.0.0/24", destination = "any"'))
-    snapshot = compiled(text, *OWN)
-    assert rows(snapshot)[0] == ("0.0.0.0/0", "10.2.0.0/24", "both")
-    assert (
-        "is read with 10.2.0.0/24 beyond the tunnel, because this host has no address in" in snapshot.warnings[0]
+def test_any_is_nobodys_side() -> None:
+    text = policy_text(("R", "10.9.0.2", 'source = "10.7.0.0/24", destination = "any"'))
+    assert rows(compiled(text, *OWN))[0] == ("10.7.0.0/24", "0.0.0.0/0", "both")
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("10.1.0.0/24", ("10.1.0.7", "10.2.0.9", "both")),
+        ("10.2.0.0/24", ("10.2.0.9", "10.1.0.7", "both")),
+        ("10.3.0.0/24", ("10.1.0.7", "10.2.0.9", "both")),  # neither is near: the source is local
+    ],
+)
+def test_one_filter_list_serves_both_ends(network: str, expected: tuple[str, str, str]) -> None:
+    policy = load_text(
+        policy_text(("R", "10.9.0.2", 'source = "10.1.0.7", destination = "10.2.0.9"'))
+    ).configuration.policies[0]
+    snapshot = compile_policy(
+        policy,
+        generation=1,
+        local_addresses=[ip_network(network)[1]],
+        local_networks=[AddressRange.network(ip_network(network))],
     )
-    assert compiled(text, "10.2.0.1").warnings == ()
+    assert rows(snapshot)[0] == expected
 
 
 def test_ids_stay_when_addresses_come_and_go() -> None:

@@ -26,6 +26,7 @@ from tunnel.agent.runtime import Runtime
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.gateway import Gateway
 from tunnel.host import addresses, process
+from tunnel.host.addresses import HostAddresses
 from tunnel.host.sockets import Wire
 from tunnel.host.steering import Steering, counters, forwarding_hints, tune
 from tunnel.host.system import HostError
@@ -49,7 +50,7 @@ class Agent:
         settings = policies.configuration.agent
         self._steering = Steering(settings.tun)
         self._snapshot = Snapshot(generation=0)
-        self._addresses: tuple[IpAddress, ...] = ()
+        self._host = HostAddresses()
         self._names: Mapping[str, Sequence[IpAddress]] = {}
         self._stopping = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -63,11 +64,9 @@ class Agent:
         """Live until SIGTERM or SIGINT. HostError or ConfigErrors when it cannot start; then nothing is left."""
         settings = self._policies.configuration.agent
         leftover = bool(counters()) if process.is_root() else False
-        self._addresses = addresses.current(settings.tun).addresses
+        self._host = addresses.current(settings.tun)
         self._names = await self._resolve(self._policies.assigned)
-        self._snapshot = self._policies.compile(
-            self._policies.assigned, self._addresses, self._names, self._snapshot
-        )
+        self._snapshot = self._policies.compile(self._policies.assigned, self._host, self._names, self._snapshot)
         if not process.is_root():
             raise HostError("the agent needs root: it opens a TUN device and raw sockets and sets nftables rules")
         try:
@@ -216,7 +215,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         async with self._changing:
             names = await self._resolve(name)
-            snapshot = self._policies.compile(name, self._addresses, names, self._snapshot)
+            snapshot = self._policies.compile(name, self._host, names, self._snapshot)
             await loop.run_in_executor(None, self._steering.guard, snapshot)
             self._names, self._snapshot = names, snapshot
             self._runtime.gateway.load(snapshot, process.now())
@@ -255,8 +254,8 @@ class Agent:
             except HostError as error:
                 self._log.say(Level.WARNING, "host", str(error))
                 continue
-            if found.addresses != self._addresses:
-                self._addresses = found.addresses
+            if found != self._host:
+                self._host = found
                 self._log.say(Level.INFO, "addresses", f"now {', '.join(map(str, found.addresses)) or 'none'}")
                 await self._recompile("this host's addresses changed")
             else:

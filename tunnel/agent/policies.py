@@ -14,6 +14,7 @@ from policy.path import IpAddress
 from policy.problems import ConfigError, quoted, suggestion
 from policy.spd import Snapshot
 from policy.store.files import load_file
+from tunnel.host.addresses import HostAddresses
 
 Names = Mapping[str, Sequence[IpAddress]]
 
@@ -62,16 +63,15 @@ class AssignedPolicy(Policies):
         self.configuration, self.warnings = loaded.configuration, loaded.warnings
         self.assigned = loaded.configuration.agent.assigned
 
-    def compile(
-        self, name: str | None, addresses: Sequence[IpAddress], names: Names, before: Snapshot
-    ) -> Snapshot:
+    def compile(self, name: str | None, host: HostAddresses, names: Names, before: Snapshot) -> Snapshot:
         """Return the policy called *name* compiled for this host. CompileError, NoSuchPolicy."""
         policy = self.policy(name)
         self._generation += 1
         return compile_policy(
             policy,
             generation=self._generation,
-            local_addresses=addresses,
+            local_addresses=host.addresses,
+            local_networks=host.networks,
             resolve=lambda wanted: names.get(wanted, ()),
             previous=before,
         )

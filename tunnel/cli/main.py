@@ -94,7 +94,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _compile_all(configuration: Configuration) -> list[Snapshot]:
     """Compile the assigned policy, or every policy of the file when none is assigned."""
-    own = addresses.current(configuration.agent.tun).addresses
+    host = addresses.current(configuration.agent.tun)
     policies = Policies(configuration)
     assigned = configuration.agent.assigned
     wanted = [assigned] if assigned else [policy.name for policy in configuration.policies]
@@ -102,7 +102,13 @@ def _compile_all(configuration: Configuration) -> list[Snapshot]:
     for name in wanted:
         found = resolve(policies.dns_names(name))
         compiled.append(
-            compile_policy(policies.policy(name), generation=1, local_addresses=own, resolve=found.__getitem__)
+            compile_policy(
+                policies.policy(name),
+                generation=1,
+                local_addresses=host.addresses,
+                local_networks=host.networks,
+                resolve=found.__getitem__,
+            )
         )
     return compiled
 

@@ -12,7 +12,7 @@ from policy.clock import Nanos
 from policy.compile import compile_policy
 from policy.model import Policy
 from policy.path import RAW_PORT, Endpoint, IpAddress, Path
-from policy.selectors import Flow
+from policy.selectors import AddressRange, Flow
 from policy.spd import Disposition, Snapshot
 from tests.support.sim import packets
 from tests.support.sim.net import Kind, Link, Packet
@@ -93,6 +93,7 @@ class Host:
             policy,
             generation=self.snapshot.generation + 1,
             local_addresses=[*self.addresses, *(net[1] for net in self.networks)],
+            local_networks=[AddressRange.network(net) for net in self.networks],
             previous=self.snapshot,
         )
         self.world.note(self.name, f"assign {policy.name if policy else None}")
