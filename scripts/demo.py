@@ -15,8 +15,11 @@ from tests.support.netns import Pinging, Sites, sites, wait_for
 
 LAN_A, LAN_B = "10.1.0.5", "10.2.0.5"
 
-#: Anything between the gateways that is neither IKE, ESP, nor the link's own address resolution.
-ANYTHING_ELSE = "(ip or ip6) and not (udp port 500 or udp port 4500 or esp or icmp6 or dst net ff02::/16)"
+#: Anything between the gateways that is neither IKE nor ESP, nor the link's own multicast and neighbour discovery.
+ANYTHING_ELSE = (
+    "(ip or ip6) and not (udp port 500 or udp port 4500 or esp or ip multicast or ip6 multicast "
+    "or (icmp6 and ip6[40] >= 133 and ip6[40] <= 137))"
+)
 
 INTRODUCTION = """\
 Mirrorgate: two sites, two gateways, one tunnel, all on this machine.

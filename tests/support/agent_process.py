@@ -94,7 +94,7 @@ class Agent:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if isinstance(error, Exception):
             print(f"--- log of {self.config.name} in {self.namespace.name}\n{self.log()}")
         self.close()
 
