@@ -242,6 +242,42 @@ def test_filters_differ(two_sites: Sites, directory: Directory, starter: str) ->
         assert ours.children() == []
 
 
+def test_strongswan_behind_a_nat(nat_sites: Sites, directory: Directory) -> None:
+    conf = their_config(
+        directory, local="192.168.77.2", local_id="branch.example", remote_id="hq.example",
+        secret=directory.secret("branch.psk"), esp_proposals="aes256gcm16-x25519",
+    )  # fmt: skip
+    with (
+        Capture(nat_sites.internet) as capture,
+        Agent(nat_sites.gateway_a, directory.config("nat-hq.toml")) as ours,
+        StrongSwan(nat_sites.gateway_b, conf) as theirs,
+    ):
+        theirs.initiate()
+        assert nat_sites.lan_b.ping(LAN_A, count=3).returncode == 0
+        assert nat_sites.lan_a.ping(LAN_B, count=3).returncode == 0
+        assert [child["encapsulation"] for child in ours.children()] == ["udp"]
+        theirs.rekey()
+        wait_for(lambda: len(child_spis(ours)) == 1 and theirs.child_sas() == 1, "one Child SA again")
+        assert nat_sites.lan_a.ping(LAN_B, count=3).returncode == 0
+    assert capture.crossed().clear == ()
+
+
+@_ROLES
+def test_ipv6_in_ipv6(two_sites: Sites, directory: Directory, starter: str) -> None:
+    config = directory.config(
+        "site-a.toml", ("10.9.0.2", "fd00:9::2"), ("10.1.0.0/24", "fd00:1::/64"), ("10.2.0.0/24", "fd00:2::/64")
+    )
+    conf = their_config(
+        directory, local="fd00:9::2", remote="fd00:9::1", local_ts="fd00:2::/64", remote_ts="fd00:1::/64"
+    )
+    with Agent(two_sites.gateway_a, config) as ours, StrongSwan(two_sites.gateway_b, conf) as theirs:
+        if starter == "strongswan":
+            theirs.initiate()
+        assert two_sites.lan_a.ping("fd00:2::5", wait=8).returncode == 0, theirs.log()[-5000:]
+        assert two_sites.lan_b.ping("fd00:1::5", "-s", "3000", count=3).returncode == 0
+        assert ours.entry_states() == ["up"]
+
+
 def test_narrower_peer(two_sites: Sites, directory: Directory) -> None:
     with peers(two_sites, directory, local_ts="10.2.0.0/28") as (ours, _):
         assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
