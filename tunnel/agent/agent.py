@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import TypeVar
 
 import uvloop
 
-from ike.events import Event, Level
+from ike.events import Level
 from policy.path import Endpoint, IpAddress
 from policy.problems import ConfigErrors
 from policy.spd import Snapshot
@@ -36,9 +40,13 @@ from tunnel.outputs import Command, Shutdown, Status
 #: DNS names of the policy are looked up again this often; changes of addresses are gathered this long.
 _NAMES_EVERY_S = 60.0
 _SETTLE_S = 0.3
+#: The longest wait between two tries to make the TUN anew.
+_LONGEST_WAIT_S = 30.0
 #: How long an orderly stop waits for the peers' answers to its deletes.
 _FAREWELL_S = 1.0
 _FIRST_MTU = 1400
+
+_Result = TypeVar("_Result")
 
 
 class Agent:
@@ -59,6 +67,9 @@ class Agent:
         self._dataplane: ReferenceDataPlane
         self._runtime: Runtime
         self._tasks: list[asyncio.Task[None]] = []
+        self._unreachable: set[IpAddress] = set()
+        #: Runs ``ip`` and ``nft``, one after the other, while packets go on.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="host")
 
     async def run(self) -> None:
         """Live until SIGTERM or SIGINT. HostError or ConfigErrors when it cannot start; then nothing is left."""
@@ -69,13 +80,12 @@ class Agent:
         self._snapshot = self._policies.compile(self._policies.assigned, self._host, self._names, self._snapshot)
         if not process.is_root():
             raise HostError("the agent needs root: it opens a TUN device and raw sockets and sets nftables rules")
-        try:
-            await self._start()
-        except BaseException:
-            if not leftover:  # after a crash the guard stays until an agent takes it over
-                with suppress(HostError):
-                    self._steering.remove()
-            raise
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_quietly()))
+        async with self._changing:
+            await self._start(leftover)
         await self._serve()
 
     def command(self, command: Command) -> dict[str, object]:
@@ -95,12 +105,10 @@ class Agent:
     async def reload(self) -> dict[str, object]:
         """Read the config file again. RequestError when it has mistakes; then nothing changes."""
         process.notify("RELOADING=1")
-        before = self._policies.configuration, self._policies.warnings, self._policies.assigned
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._policies.reread)
-            await self._change(self._policies.assigned)
+            async with self._changing:
+                await self._reread()
         except (ConfigErrors, NoSuchPolicy, HostError) as error:
-            self._policies.configuration, self._policies.warnings, self._policies.assigned = before
             self._log.say(
                 Level.WARNING, "reload_refused", f"nothing changed: {'; '.join(str(error).splitlines())}"
             )
@@ -115,64 +123,81 @@ class Agent:
     async def assign(self, name: str | None) -> dict[str, object]:
         """Put the policy called *name* in force, or none. RequestError when it is not there or is wrong."""
         try:
-            await self._change(name)
+            async with self._changing:
+                await self._change(name)
+                self._policies.assigned = name
         except (ConfigErrors, NoSuchPolicy, HostError) as error:
             raise RequestError(str(error)) from error
-        self._policies.assigned = name
         return self._in_force()
+
+    async def _reread(self) -> None:
+        """Put what the file says now in force; on any error it is as before."""
+        policies = self._policies
+        before = policies.configuration, policies.warnings, policies.assigned
+        try:
+            await self._on_host(policies.reread)
+            await self._change(policies.assigned)
+        except BaseException:
+            policies.configuration, policies.warnings, policies.assigned = before
+            raise
+        old, new = before[0].agent, policies.configuration.agent
+        for name in ("tun", "control", "metrics", "offload"):
+            if getattr(old, name) != getattr(new, name):
+                self._log.say(
+                    Level.WARNING, "config", f"agent.{name} changes with the next start, not by a reload"
+                )
 
     def _in_force(self) -> dict[str, object]:
         return {"policy": self._snapshot.policy, "generation": self._snapshot.generation}
 
-    async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _start(self, leftover: bool) -> None:
+        """Claim what only one agent can have, then guard, TUN and routes; on any error undo what was done."""
         settings = self._policies.configuration.agent
-        offload = settings.offload != "off"
-        self._steering.guard(self._snapshot)
-        tun = self._open_tun()
-        self._dataplane = ReferenceDataPlane(tun_features=tun.offload)
-        try:
-            wire = Wire(offload=offload, path_mtu=self._path_mtu)
-        except BaseException:
-            tun.destroy()
-            raise
-        gateway = Gateway(entropy=process.entropy, dataplane=self._dataplane)
-        self._runtime = Runtime(
-            loop, gateway, tun=tun, wire=wire,
-            on_event=self._event, on_mtu=self._mtu, on_tun_gone=lambda: self._spawn(self._tun_gone()),
-        )  # fmt: skip
-        self._control = ControlServer(settings.control, Requests(self).handle)
-        try:
-            await self._control.start()
+        with ExitStack() as undo:
+            self._control = ControlServer(settings.control, Requests(self).handle, failed=self._failed)
+            self._control.claim()
+            undo.callback(self._control.stop)
+            wire = Wire(offload=settings.offload != "off", path_mtu=self._path_mtu)
+            undo.callback(wire.close)
+            if not leftover:  # after a crash the guard stays until an agent takes it over
+                undo.callback(self._open_guard)
+            await self._on_host(self._steering.guard, self._snapshot)
+            tun = await self._open_tun()
+            undo.callback(tun.destroy)
+            self._dataplane = ReferenceDataPlane(tun_features=tun.offload)
+            self._runtime = Runtime(
+                asyncio.get_running_loop(), Gateway(entropy=process.entropy, dataplane=self._dataplane),
+                tun=tun, wire=wire,
+                on_event=self._log.event, on_mtu=self._mtu, on_tun_gone=lambda: self._spawn(self._tun_gone()),
+            )  # fmt: skip
             self._metrics = await metrics.serve(settings.metrics, self._status) if settings.metrics else None
-        except BaseException:
-            await self._control.stop()
-            wire.close()
-            tun.destroy()
-            raise
-        gateway.load(self._snapshot, process.now())
-        self._runtime.drain()
-        self._tell_paths()
+            self._runtime.gateway.load(self._snapshot, process.now())
+            self._runtime.drain()
+            self._tell_paths()
+            await self._control.start()
+            undo.pop_all()
         self._runtime.start()
 
-    def _open_tun(self) -> Tun:
+    async def _open_tun(self) -> Tun:
+        """Return the TUN, up and with the routes to it."""
         settings = self._policies.configuration.agent
-        tun = Tun(settings.tun, offload=settings.offload, refused=self._offload_refused)
+        tun = Tun(self._steering.tun, offload=settings.offload, refused=self._offload_refused)
         try:
-            tun.up(_FIRST_MTU)
-            for warning in tune(settings.tun):
+            await self._on_host(tun.up, _FIRST_MTU)
+            for warning in await self._on_host(tune, tun.name):
                 self._log.say(Level.WARNING, "host", warning)
-            self._steering.route(self._snapshot)
+            await self._on_host(self._steering.route, self._snapshot)
         except BaseException:
             tun.destroy()
             raise
         return tun
 
+    def _open_guard(self) -> None:
+        with suppress(HostError):
+            self._worker.submit(self._steering.remove).result()
+
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_quietly()))
         watcher = addresses.Watcher()
         loop.add_reader(watcher.fd, self._addresses_changed, watcher)
         for warning in (*map(str, self._policies.warnings), *self._snapshot.warnings):
@@ -193,7 +218,10 @@ class Agent:
             await self._farewell()
 
     async def _farewell(self) -> None:
-        """Tell the peers, then undo everything in the reverse order of the start."""
+        """Tell the peers, then undo everything in the reverse order of the start. HostError when a step failed."""
+        self._control.stop()
+        if self._metrics is not None:
+            self._metrics.close()
         for task in self._tasks:
             task.cancel()
         closing = self.command(Shutdown()).get("closing")
@@ -202,36 +230,46 @@ class Agent:
         while closing and process.now() < until and self._runtime.gateway.ike.status(process.now()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self._runtime.stop()
-        if self._metrics is not None:
-            self._metrics.close()
-        await self._control.stop()
-        self._steering.remove()
-        self._runtime.wire.close()
-        self._runtime.tun.destroy()
+        failed: list[str] = []
+        # Whatever the worker still does for a change that was cancelled, it does before this.
+        for step in (self._steering.remove, self._runtime.wire.close, self._runtime.tun.destroy):
+            try:
+                await self._on_host(step)
+            except (HostError, OSError) as error:
+                failed.append(str(error))
+        if failed:
+            raise HostError(f"the stop was not orderly, look what is left: {'; '.join(failed)}")
         self._log.say(Level.INFO, "stopped", "orderly: SAs deleted, guard, routes and TUN removed")
 
     async def _change(self, name: str | None) -> None:
-        """Compile and put in force: guard first, then the core, then routes."""
-        loop = asyncio.get_running_loop()
-        async with self._changing:
-            names = await self._resolve(name)
-            snapshot = self._policies.compile(name, self._host, names, self._snapshot)
-            await loop.run_in_executor(None, self._steering.guard, snapshot)
-            self._names, self._snapshot = names, snapshot
-            self._runtime.gateway.load(snapshot, process.now())
-            self._runtime.drain()
-            await loop.run_in_executor(None, self._steering.route, snapshot)
-            self._tell_paths()
+        """Compile and put in force: guard first, then the core, then routes. The caller has the lock."""
+        names = await self._resolve(name)
+        snapshot = await self._on_host(self._policies.compile, name, self._host, names, self._snapshot)
+        await self._on_host(self._steering.guard, snapshot)
+        self._names, self._snapshot = names, snapshot
+        self._runtime.gateway.load(snapshot, process.now())
+        self._runtime.drain()
         for warning in snapshot.warnings:
             self._log.say(Level.WARNING, "config", warning)
+        try:
+            await self._on_host(self._steering.route, snapshot)
+        except HostError as error:
+            # The policy is in force, and its guard: what the routes do not lead into the TUN is dropped.
+            self._log.say(Level.ERROR, "routes", str(error))
+        self._tell_paths()
 
     async def _recompile(self, why: str) -> None:
         """Put the same policy in force again; what does not compile leaves the old one."""
         try:
-            await self._change(self._policies.assigned)
+            async with self._changing:
+                await self._change(self._policies.assigned)
         except (ConfigErrors, NoSuchPolicy, HostError) as error:
             lines = "; ".join(str(error).splitlines())
             self._log.say(Level.WARNING, "policy_kept", f"{why}, but the policy of before stays in force: {lines}")
+
+    async def _on_host(self, work: Callable[..., _Result], *arguments: object) -> _Result:
+        """Do in the worker what would hold up packets; one thing at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, partial(work, *arguments))
 
     async def _resolve(self, policy: str | None) -> Mapping[str, Sequence[IpAddress]]:
         names = self._policies.dns_names(policy)
@@ -248,9 +286,8 @@ class Agent:
             await self._look.wait()
             await asyncio.sleep(_SETTLE_S)
             self._look.clear()
-            loop = asyncio.get_running_loop()
             try:
-                found = await loop.run_in_executor(None, addresses.current, self._steering.tun)
+                found = await self._on_host(addresses.current, self._steering.tun)
             except HostError as error:
                 self._log.say(Level.WARNING, "host", str(error))
                 continue
@@ -278,20 +315,21 @@ class Agent:
     async def _tun_gone(self) -> None:
         """Make the TUN anew after somebody deleted it. Meanwhile the guard drops what the policy protects."""
         async with self._changing:
-            self._runtime.detach_tun()
-            self._log.say(
-                Level.WARNING, "tun_gone", f"the TUN {self._runtime.tun.name} was deleted; making it anew"
-            )
+            name = self._runtime.tun.name
+            self._log.say(Level.WARNING, "tun_gone", f"the TUN {name} was deleted; making it anew")
             self._runtime.tun.close()
-            await asyncio.sleep(_SETTLE_S)
-            try:
-                tun = self._open_tun()
-            except HostError as error:
-                self._log.say(Level.ERROR, "tun_lost", f"{error}; stopping, the policy's traffic stays blocked")
-                self._stopping.set()
-                return
+            wait = _SETTLE_S
+            while True:
+                await asyncio.sleep(wait)
+                try:
+                    tun = await self._open_tun()
+                    tun.set_mtu(self._dataplane.tun_mtu())
+                    break
+                except HostError as error:
+                    wait = min(2 * wait, _LONGEST_WAIT_S)
+                    what = f"{error}; what the policy protects stays blocked, next try in {wait:g} s"
+                    self._log.say(Level.ERROR, "tun_lost", what)
             self._dataplane.set_offload(tun.offload)
-            tun.set_mtu(self._dataplane.tun_mtu())
             self._runtime.attach_tun(tun)
 
     async def _reload_quietly(self) -> None:
@@ -300,17 +338,20 @@ class Agent:
 
     def _tell_paths(self) -> None:
         """Tell the core from which address, and with which MTU, each peer is reached."""
-        for peer in self._snapshot.pad.peers:
-            if peer.address is None:
+        unreachable: set[IpAddress] = set()
+        for address in dict.fromkeys(peer.address for peer in self._snapshot.pad.peers):
+            if address is None:
                 continue
-            route = addresses.route_to(peer.address)
+            route = addresses.route_to(address)
             if route is None:
-                self._log.say(
-                    Level.WARNING, "no_route", f"there is no route to the tunnel endpoint {peer.address}"
-                )
+                unreachable.add(address)
+                if address not in self._unreachable:
+                    self._log.say(Level.WARNING, "no_route", f"there is no route to the peer {address}")
                 continue
-            self._runtime.gateway.ike.source(peer.address, route.source)
-            self._runtime.path_mtu(Endpoint(peer.address, 0), route.mtu)
+            self._runtime.gateway.source(address, route.source, process.now())
+            self._runtime.drain()
+            self._runtime.path_mtu(Endpoint(address, 0), route.mtu)
+        self._unreachable = unreachable
 
     def _path_mtu(self, remote: Endpoint, mtu: int) -> None:
         self._runtime.path_mtu(remote, mtu)
@@ -318,9 +359,6 @@ class Agent:
     def _offload_refused(self, offload: object) -> None:
         self._log.say(Level.WARNING, "offload", "the kernel refuses superpackets on the TUN; going on without")
         self._dataplane.set_offload(self._runtime.tun.offload)
-
-    def _event(self, event: Event) -> None:
-        self._log.event(event)
 
     def _mtu(self, mtu: int) -> None:
         try:
@@ -339,7 +377,13 @@ class Agent:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.remove(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.say(Level.ERROR, "internal_error", f"{type(error).__name__}: {error}; going on")
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """Log a bug of ours: where it is, and not what it says, which may be a secret's."""
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__} in {where.name} ({where.filename}:{where.lineno}); going on"
+        self._log.say(Level.ERROR, "internal_error", message)
 
 
 def run(policies: AssignedPolicy) -> None:

@@ -42,20 +42,29 @@ class RequestError(Exception):
 
 
 class ControlServer:
-    """Serves *handler* on the socket at *path*."""
+    """Serves *handler* on the socket at *path*; *failed* is told of what it raises that is no RequestError."""
 
-    def __init__(self, path: FilePath, handler: Handler) -> None:
+    def __init__(
+        self, path: FilePath, handler: Handler, *, failed: Callable[[Exception], None] = lambda _error: None
+    ) -> None:
         self._path = path
         self._handler = handler
+        self._failed = failed
         self._clients: set[asyncio.Task[None]] = set()
+        self._listening: socket.socket | None = None
         self._server: asyncio.Server | None = None
 
-    async def start(self) -> None:
-        """Listen. A socket file that nobody answers on is left over from a crash and replaced. HostError."""
+    def claim(self) -> None:
+        """Make the socket file: then no other agent does. Nobody is served yet. HostError when one answers there.
+
+        A file that nobody answers on is left over from a crash and replaced.
+        """
         directory = self._path.parent
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             if self._path.exists():
+                if not self._path.is_socket():
+                    raise HostError(f"{self._path} exists and is no socket: set agent.control to another path")
                 if _answers(self._path):
                     raise HostError(
                         f"another agent answers on {self._path}; stop it, or set agent.control to another path"
@@ -66,16 +75,31 @@ class ControlServer:
             before = os.umask(0o177)
             try:
                 listening.bind(str(self._path))
+                listening.listen(MAX_CLIENTS)
+            except BaseException:
+                listening.close()
+                raise
             finally:
                 os.umask(before)
         except OSError as error:
-            raise HostError(f"the control socket {self._path} cannot be made: {error.strerror}") from error
-        self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=MAX_LINE)
+            reason = error.strerror or str(error)
+            raise HostError(f"the control socket {self._path} cannot be made: {reason}") from error
+        self._listening = listening
 
-    async def stop(self) -> None:
-        """Listen no more and remove the socket file."""
+    async def start(self) -> None:
+        """Serve clients, also those that came since ``claim``."""
+        if self._listening is None:
+            self.claim()
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._listening, limit=MAX_LINE)
+
+    def stop(self) -> None:
+        """Listen no more, and remove the socket file if it is ours."""
+        listening, self._listening = self._listening, None
+        if listening is None:
+            return
         if self._server is not None:
             self._server.close()
+        listening.close()
         for client in list(self._clients):
             client.cancel()
         with contextlib.suppress(OSError):
@@ -84,15 +108,18 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is None or len(self._clients) >= MAX_CLIENTS:
+            writer.write(_line(_refusal(f"{MAX_CLIENTS} clients are connected, and no more are served")))
             writer.close()
             return
         self._clients.add(task)
         try:
             while line := await reader.readline():
-                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+                writer.write(_line(await self._answer(line)))
                 await writer.drain()
-        except (ValueError, ConnectionError, asyncio.CancelledError):
-            pass  # a line over the limit, a client gone, or the agent stops
+        except ValueError:
+            writer.write(_line(_refusal(f"the request is longer than {MAX_LINE} octets")))
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the client is gone, or the agent stops
         finally:
             self._clients.discard(task)
             writer.close()
@@ -100,14 +127,25 @@ class ControlServer:
     async def _answer(self, line: bytes) -> dict[str, object]:
         try:
             request = json.loads(line)
-        except ValueError:
-            return {"ok": False, "error": "the request is not JSON"}
+        except (ValueError, RecursionError):
+            return _refusal("the request is not JSON")
         if not isinstance(request, dict) or not isinstance(request.get("command"), str):
-            return {"ok": False, "error": 'the request is not an object with a "command"'}
+            return _refusal('the request is not an object with a "command"')
         try:
             return {"ok": True, "result": await self._handler(request)}
         except RequestError as error:
-            return {"ok": False, "error": str(error)}
+            return _refusal(str(error))
+        except Exception as error:  # a bug of ours costs one answer
+            self._failed(error)
+            return _refusal(f"internal error ({type(error).__name__}); see the agent's log")
+
+
+def _line(answer: dict[str, object]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
+
+
+def _refusal(sentence: str) -> dict[str, object]:
+    return {"ok": False, "error": sentence}
 
 
 def _answers(path: FilePath) -> bool:

@@ -25,6 +25,8 @@ from tunnel.outputs import Output, TunMtu
 
 #: Reads a wake-up: sixteen superpackets are about a megabyte, a few milliseconds of work.
 _BURST = 16
+#: The longest sleep of the timer.
+_LOOK_S = 20.0
 
 
 class Runtime:
@@ -52,6 +54,10 @@ class Runtime:
         self._timer: asyncio.TimerHandle | None = None
         self._due: Nanos | None = None
         self._reading_tun = False
+        self._tun_lost = False
+        #: Sockets that wait to become writable, by descriptor, and path MTUs that wait for the burst to end.
+        self._full: set[int] = set()
+        self._mtus: dict[Endpoint, int] = {}
 
     def start(self) -> None:
         """Read from all descriptors from now on."""
@@ -71,8 +77,10 @@ class Runtime:
     def attach_tun(self, tun: Tun) -> None:
         """Read from *tun*."""
         self.tun = tun
+        self._tun_lost = False
         self._reading_tun = True
-        self._loop.add_reader(tun.fd, self._guarded(self._tun_ready))
+        if not self._full:
+            self._loop.add_reader(tun.fd, self._guarded(self._tun_ready))
 
     def detach_tun(self) -> None:
         """Read no more from the TUN."""
@@ -86,14 +94,22 @@ class Runtime:
 
     def path_mtu(self, remote: Endpoint, mtu: int) -> None:
         """Take a report of a socket, once the burst under way is over: one mutation at a time."""
-        self._loop.call_soon(self._guarded(lambda: self._take_path_mtu(remote, mtu)))
+        if not self._mtus:
+            self._loop.call_soon(self._guarded(self._take_path_mtus))
+        self._mtus[remote] = mtu
 
-    def _take_path_mtu(self, remote: Endpoint, mtu: int) -> None:
-        self.gateway.path_mtu(remote, mtu, now())
-        self.drain()
+    def _take_path_mtus(self) -> None:
+        reports, self._mtus = self._mtus, {}
+        for remote, mtu in reports.items():
+            self.gateway.path_mtu(remote, mtu, now())
+            self.drain()
 
     def _tun_ready(self) -> None:
-        frames = self.tun.read(_BURST)
+        try:
+            frames = self.tun.read(_BURST)
+        except TunGone:
+            self._lose_tun()
+            return
         if frames:
             self.gateway.handle_tun(frames, now())
             self.drain()
@@ -117,34 +133,54 @@ class Runtime:
             self._timer = None
         self._due = deadline
         if deadline is not None:
-            delay = max(0, deadline - now()) / 1e9
+            # The loop's clock stands still while the machine sleeps: look at ours once in a while.
+            delay = min(max(0, deadline - now()) / 1e9, _LOOK_S)
             self._timer = self._loop.call_later(delay, self._guarded(self._timeout))
 
     def _carry_out(self, output: Output) -> None:
-        match output:
-            case Transmit():
-                sock = self.wire.send(output)
-                if sock is not None and sock.blocked:
-                    self._wait_for(sock)
-            case WriteTun():
-                self.tun.write(output.frames)
-            case Event():
-                self._on_event(output)
-            case TunMtu(mtu):
-                self._on_mtu(mtu)
+        """Do what *output* says. It never raises: the outputs behind it have to be carried out too."""
+        try:
+            match output:
+                case Transmit():
+                    sock = self.wire.send(output)
+                    if sock is not None and sock.blocked:
+                        self._wait_for(sock)
+                case WriteTun():
+                    if not self._tun_lost:
+                        self.tun.write(output.frames)
+                case Event():
+                    self._on_event(output)
+                case TunMtu(mtu):
+                    self._on_mtu(mtu)
+        except TunGone:
+            self._lose_tun()
+        except Exception as error:
+            self._report(error)
+
+    def _lose_tun(self) -> None:
+        """Somebody deleted the TUN: say so once, and neither read nor write until there is another."""
+        if not self._tun_lost:
+            self._tun_lost = True
+            self.detach_tun()
+            self._on_tun_gone()
 
     def _wait_for(self, sock: WireSocket) -> None:
         """A full socket pauses the TUN: better that its queue is full than that sealed packets are thrown away."""
+        if sock.fd in self._full:
+            return
+        self._full.add(sock.fd)
         if self._reading_tun:
             self._loop.remove_reader(self.tun.fd)
-        self._loop.add_writer(sock.fd, self._guarded(lambda: self._writable(sock)))
+        self._loop.add_writer(sock.fd, self._guarded(partial(self._writable, sock)))
 
     def _writable(self, sock: WireSocket) -> None:
         sock.flush()
-        if not sock.blocked:
-            self._loop.remove_writer(sock.fd)
-            if self._reading_tun and not any(other.blocked for other in self.wire.sockets.values()):
-                self._loop.add_reader(self.tun.fd, self._guarded(self._tun_ready))
+        if sock.blocked:
+            return
+        self._loop.remove_writer(sock.fd)
+        self._full.discard(sock.fd)
+        if self._reading_tun and not self._full:
+            self._loop.add_reader(self.tun.fd, self._guarded(self._tun_ready))
 
     def _guarded(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Return *callback* such that a bug in it is logged and the loop lives."""
@@ -152,13 +188,16 @@ class Runtime:
         def run() -> None:
             try:
                 callback()
-            except TunGone:
-                self._on_tun_gone()
             except Exception as error:
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                message = f"{type(error).__name__} in {where.name} ({where.filename}:{where.lineno}); going on"
-                self._on_event(Event("internal_error", Level.ERROR, message))
+                self._report(error)
                 with contextlib.suppress(Exception):
                     self.drain()
 
         return run
+
+    def _report(self, error: Exception) -> None:
+        """Say where a bug is; not what it said, which may hold octets of a packet."""
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__} in {where.name} ({where.filename}:{where.lineno}); going on"
+        with contextlib.suppress(Exception):
+            self._on_event(Event("internal_error", Level.ERROR, message))

@@ -5,6 +5,8 @@ Pure: snapshot in, text for ``nft -f -`` out. The rules stand in SPD order: the 
 * ``prerouting``: what arrives. The outbound form of an entry (local to remote: transit from the LAN) is permitted,
   dropped, or marked for the TUN; the inbound form (remote to local) in clear is permitted, or dropped where the
   policy protects it (unless ``inbound_clear``).
+* ``arrived``: what is for this host itself has the inbound form alone. A mark would not keep it out: the kernel's
+  table of local addresses comes before any rule of ours.
 * ``opened``: what comes from the TUN was opened and checked by the agent. It passes; on a hub with several peers
   it may be on its way into another tunnel.
 * ``output``: the host's own packets, outbound form, marked likewise; a ``route`` chain: the mark re-routes them.
@@ -47,6 +49,7 @@ def render(snapshot: Snapshot, tun: str) -> str:
         f"table inet {TABLE} {{",
         *(f'  counter {name} {{ comment "{text}"; }}' for name, text in COUNTERS.items()),
     ]
+    lines += _chain("arrived", "", _arrived(snapshot))
     if _is_hub(snapshot):
         lines += _chain("opened", "", _opened(snapshot))
     lines += _chain("prerouting", "type filter hook prerouting priority mangle", _prerouting(snapshot, tun))
@@ -77,10 +80,19 @@ def _prerouting(snapshot: Snapshot, tun: str) -> list[str]:
         f"fib daddr type local meta l4proto {{ udp, esp, ah }} {_LATER_FRAGMENT[4]} accept",
         f"fib daddr type local meta l4proto {{ udp, esp, ah }} {_LATER_FRAGMENT[6]} accept",
         _ND,
+        "fib daddr type { local, broadcast, multicast } goto arrived",
     ]
     for entry in snapshot.spd.entries:
         if entry.outbound:
             rules += _rules(entry, _outbound(entry), _steer_verdict(entry))
+        if entry.inbound:
+            rules += _rules(entry, _inbound(entry), _inbound_verdict(entry))
+    return rules
+
+
+def _arrived(snapshot: Snapshot) -> list[str]:
+    rules = []
+    for entry in snapshot.spd.entries:
         if entry.inbound:
             rules += _rules(entry, _inbound(entry), _inbound_verdict(entry))
     return rules
@@ -91,11 +103,16 @@ def _is_hub(snapshot: Snapshot) -> bool:
     return len(peers) > 1
 
 
+def _overlaps(entry: SpdEntry) -> bool:
+    """Whether a packet can have both forms, as with "any to any": then what was opened has come in."""
+    return entry.selectors.local.addresses.intersect(entry.selectors.remote.addresses) is not None
+
+
 def _opened(snapshot: Snapshot) -> list[str]:
-    rules = []
+    rules = ["fib daddr type local accept"]
     for entry in snapshot.spd.entries:
-        if entry.inbound:
-            dropped = entry.disposition is Disposition.DISCARD
+        dropped = entry.disposition is Disposition.DISCARD
+        if entry.inbound and (dropped or _overlaps(entry)):
             rules += _rules(entry, _inbound(entry), "counter name blocked drop" if dropped else "accept")
         if entry.outbound:
             rules += _rules(entry, _outbound(entry), _steer_verdict(entry))
@@ -113,6 +130,8 @@ def _output(snapshot: Snapshot) -> list[str]:
 def _postrouting(snapshot: Snapshot, tun: str) -> list[str]:
     rules = [f'oifname {{ "{tun}", "lo" }} accept', f"meta mark {OWN_MARK:#x} accept", _ND]
     for entry in snapshot.spd.entries:
+        if entry.inbound and entry.disposition is not Disposition.DISCARD and _overlaps(entry):
+            rules += [f'iifname "{tun}" {rule}' for rule in _rules(entry, _inbound(entry), "accept")]
         if not entry.outbound:
             continue
         match entry.disposition:

@@ -3,20 +3,25 @@
 Sockets are bound to the wildcard: the address a datagram came to is learned from the kernel, and the one it leaves
 from is said with each message, so that addresses may come and go. They carry the agent's mark, which steering and
 guard let pass. UDP_ENCAP is never set: it would hand ESP to the kernel's own IPsec.
+
+IP_RECVERR is never set: an ICMP error, which anybody can forge, would raise EPOLLERR, and libuv stops watching a
+descriptor that shows it. What ICMP says of the path MTU is in the kernel's routes: they are asked when the kernel
+refuses a datagram as too long.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 
 from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, Path
 from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
 from tunnel.host import cmsg
+from tunnel.host.addresses import route_to
 from tunnel.host.marks import OWN_MARK
 from tunnel.host.system import HostError
 
@@ -29,8 +34,9 @@ _CONTROL_SPACE = 256
 _MAX_PATHS = 4096
 #: Transmits that wait for a full socket; the TUN is not read meanwhile.
 _MAX_WAITING = 256
-#: A raw socket reports what the kernel refuses for good by these.
-_GSO_REFUSED = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP)
+#: The device cannot segment; or this datagram cannot be segmented, by its size or because the kernel is too old.
+_GSO_IMPOSSIBLE = (errno.EIO, errno.EOPNOTSUPP)
+_GSO_REFUSED = (*_GSO_IMPOSSIBLE, errno.EINVAL, errno.EMSGSIZE)
 
 PathMtuReport = Callable[[Endpoint, int], None]
 
@@ -73,14 +79,14 @@ class WireSocket:
         """Return what is ready, *limit* reads at the most."""
         datagrams: list[WireDatagrams] = []
         receive, view = self._socket.recvmsg_into, self._view
-        while len(datagrams) < limit:
+        for _ in range(limit):
             try:
                 size, ancillary, flags, peer = receive([view], _CONTROL_SPACE)
             except BlockingIOError:
                 break
             except OSError:
-                self.receive_errors += 1  # reported once, and cleared by that
-                break
+                self.receive_errors += 1
+                continue
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 self.receive_errors += 1
                 continue
@@ -94,39 +100,67 @@ class WireSocket:
 
     def send(self, transmit: Transmit) -> None:
         """Send, or let it wait while the socket is full; then ``blocked`` says so."""
-        if self._waiting or not self._try(transmit):
-            if len(self._waiting) >= _MAX_WAITING:
-                self.send_errors += len(transmit.buffers)
-            else:
-                self._waiting.append(transmit)
+        rest = transmit if self._waiting else self._try(transmit)
+        if rest is None:
+            return
+        if len(self._waiting) >= _MAX_WAITING:
+            self.send_errors += len(rest.buffers)
+        else:
+            self._waiting.append(rest)
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it."""
-        while self._waiting and self._try(self._waiting[0]):
-            self._waiting.popleft()
+        waiting = self._waiting
+        while waiting:
+            rest = self._try(waiting[0])
+            if rest is not None:
+                waiting[0] = rest
+                return
+            waiting.popleft()
 
-    def _try(self, transmit: Transmit) -> bool:
-        """Send all datagrams of *transmit*; False when the socket is full before the first one left."""
+    def _try(self, transmit: Transmit) -> Transmit | None:
+        """Send all datagrams of *transmit*; return those that the full socket did not take, or None."""
         self._dont_fragment(transmit.df)
         ancillary, target = self._way(transmit.path)
         if transmit.tos:
             ancillary = [*ancillary, cmsg.traffic_class(self.version, transmit.tos)]
+        refused = None
         if len(transmit.buffers) > 1 and transmit.segment_size and self._gso:
             segmented = [*ancillary, cmsg.segmentation(transmit.segment_size)]
-            outcome = self._sendmsg(transmit.buffers, segmented, target)
-            if outcome in (None, errno.EAGAIN):
-                return outcome is None
-            if outcome not in _GSO_REFUSED:
+            refused = self._sendmsg(transmit.buffers, segmented, target)
+            if refused is None:
+                return None
+            if refused == errno.EAGAIN:
+                return transmit
+            if refused not in _GSO_REFUSED:
                 self.send_errors += len(transmit.buffers)
-                return True
-            if outcome != errno.EMSGSIZE:  # EMSGSIZE is the path's fault, the others the device's
-                self._gso = False
+                return None
+        return self._singly(transmit, ancillary, target, refused)
+
+    def _singly(
+        self, transmit: Transmit, ancillary: cmsg.Ancillary, target: tuple[str, int], refused: int | None
+    ) -> Transmit | None:
+        """Send one datagram a call; *refused* is why the kernel would not segment them."""
+        failed = too_big = 0
         for number, buffer in enumerate(transmit.buffers):
             outcome = self._sendmsg((buffer,), ancillary, target)
-            if outcome == errno.EAGAIN and number == 0:
-                return False
-            self.send_errors += outcome is not None
-        return True
+            if outcome == errno.EAGAIN:
+                self.send_errors += failed
+                return replace(transmit, buffers=transmit.buffers[number:])
+            failed += outcome is not None
+            too_big += outcome == errno.EMSGSIZE
+        self.send_errors += failed
+        if too_big:
+            self._report_mtu(transmit.path.remote)
+        elif refused in _GSO_IMPOSSIBLE or (refused == errno.EINVAL and not failed):
+            self._gso = False  # not the path's fault
+        return None
+
+    def _report_mtu(self, remote: Endpoint) -> None:
+        """A datagram exceeds the path MTU that the kernel has learned: say which that is."""
+        route = route_to(remote.address)
+        if route is not None:
+            self._path_mtu(Endpoint(remote.address, self.port), route.mtu)
 
     def _way(self, path: Path) -> tuple[cmsg.Ancillary, tuple[str, int]]:
         way = self._ways.get(path)
@@ -140,22 +174,12 @@ class WireSocket:
     def _sendmsg(
         self, buffers: Sequence[Buffer], ancillary: cmsg.Ancillary, target: tuple[str, int]
     ) -> int | None:
-        """Return None when sent, else the errno; EMSGSIZE is reported as the path MTU that it means."""
+        """Return None when sent, else the errno; EAGAIN when the socket or the device's queue is full."""
         try:
             self._socket.sendmsg(buffers, ancillary, 0, target)
         except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                self._report_path_mtu(target[0])
             return errno.EAGAIN if error.errno == errno.ENOBUFS else error.errno
         return None
-
-    def _report_path_mtu(self, remote: str) -> None:
-        """Ask the kernel what it believes of the path: it verifies ICMP errors against its own routes."""
-        with contextlib.suppress(OSError), socket.socket(self._socket.family, socket.SOCK_DGRAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, _SO_MARK, OWN_MARK)
-            probe.connect((remote, NATT_PORT))
-            level, option = cmsg.PATH_MTU[self.version]
-            self._path_mtu(Endpoint(ip_address(remote), self.port), probe.getsockopt(level, option))
 
     def _dont_fragment(self, df: bool) -> None:
         if df is self._df:
@@ -200,7 +224,6 @@ class WireSocket:
         else:
             level = socket.IPPROTO_IPV6
             flags = (cmsg.IPV6_RECVPKTINFO, cmsg.IPV6_RECVTCLASS)
-        # IP_RECVERR is not set: a pending error would raise EPOLLERR, upon which libuv stops watching a socket.
         for flag in flags:
             sock.setsockopt(level, flag, 1)
         if offload and self.port == NATT_PORT:

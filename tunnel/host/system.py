@@ -45,7 +45,10 @@ def run(arguments: Sequence[str], *, stdin: str | None = None) -> str:
 def run_json(arguments: Sequence[str]) -> Any:
     """Return the parsed JSON that a program prints; an empty list for no output."""
     output = run(arguments)
-    return json.loads(output) if output.strip() else []
+    try:
+        return json.loads(output) if output.strip() else []
+    except ValueError as error:
+        raise HostError(f"{' '.join(arguments)!r} did not print JSON: {error}") from error
 
 
 def ip_batch(lines: Sequence[str], *, version: int, force: bool = False) -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
+import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path as FilePath
 
 import pytun
@@ -21,6 +24,7 @@ from tunnel.host.system import HostError, run
 
 _TUNSETPERSIST = 0x400454CB
 _TUNSETOFFLOAD = 0x400454D0
+_SIOCSIFMTU = 0x8922
 #: TUN_F_CSUM | TSO4 | TSO6 | USO4 | USO6 since Linux 6.2, without USO before; USO4 and USO6 only go together.
 _LADDER = (
     (0x67, TunOffload(tso4=True, tso6=True, uso4=True, uso6=True)),
@@ -49,6 +53,7 @@ class Tun:
         self._slot = bytearray(_SLOT)
         self._view = memoryview(self._slot)
         self._device = _open(name)
+        self._closed = False
         self.fd = self._device.fileno()
         os.set_blocking(self.fd, False)
         os.set_inheritable(self.fd, False)
@@ -64,8 +69,12 @@ class Tun:
         run(["ip", "link", "set", "dev", self.name, "mtu", str(mtu), "txqueuelen", str(_QUEUE), "up"])
 
     def set_mtu(self, mtu: int) -> None:
-        """Change the MTU."""
-        run(["ip", "link", "set", "dev", self.name, "mtu", str(mtu)])
+        """Change the MTU, at once: the event loop calls this. HostError when the kernel refuses."""
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                fcntl.ioctl(sock.fileno(), _SIOCSIFMTU, struct.pack("16si12x", self.name.encode(), mtu))
+        except OSError as error:
+            raise HostError(f"the MTU of {self.name} cannot be set to {mtu}: {error.strerror}") from error
 
     def read(self, limit: int) -> list[TunFrame]:
         """Return what is ready, *limit* frames at the most. TunGone when the device was deleted."""
@@ -97,13 +106,17 @@ class Tun:
                     self.write_errors += 1
 
     def close(self) -> None:
-        """Close the descriptor; the persistent device stays."""
-        self._device.close()
+        """Close the descriptor; the persistent device stays. May be called again."""
+        if not self._closed:
+            self._closed = True
+            self._device.close()
 
     def destroy(self) -> None:
-        """Remove the device."""
-        fcntl.ioctl(self.fd, _TUNSETPERSIST, 0)
-        self._device.close()
+        """Remove the device, if nobody else has."""
+        if not self._closed:
+            with suppress(OSError):
+                fcntl.ioctl(self.fd, _TUNSETPERSIST, 0)
+        self.close()
 
     def _probe(self, offload: str) -> TunOffload:
         for bits, meaning in _LADDER if offload != "off" else _LADDER[-1:]:
