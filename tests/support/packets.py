@@ -217,6 +217,12 @@ def join(frame: Sequence[Buffer]) -> tuple[tuple[int, ...], bytes]:
     return VNET.unpack_from(whole), whole[VNET_SIZE:]
 
 
+def stands_for(frame: Sequence[Buffer]) -> int:
+    """Return how many packets a frame is cut into by the kernel."""
+    (_flags, gso_type, header, size, _start, _offset), packet = join(frame)
+    return -(-(len(packet) - header) // size) if gso_type else 1
+
+
 def packet_of(frame: Sequence[Buffer]) -> bytes:
     """Return the packet of one written frame."""
     return join(frame)[1]

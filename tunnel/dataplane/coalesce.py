@@ -2,8 +2,8 @@
 
 Two TCP segments are merged only when the kernel could cut the result into exactly them again: same addresses,
 ports, TTL, TOS, DF, acknowledgment, window and options, sequence adjacent, none longer than the first, nothing
-after a shorter one or PSH, no IP options, no fragments, no flags but ACK and PSH. Both checksums are verified
-before the first merge, because the merged packet gets a new one.
+after a shorter one or PSH, no IP options, no fragments, no flags but ACK and PSH. Both checksums of each segment
+are verified, because the merged packet gets a new one; a segment where they do not hold is written as it came.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from policy.selectors import TCP, UDP
-from tunnel.dataplane.checksum import checksum, folds, ones_sum
+from tunnel.dataplane.checksum import checksum, ones_sum, piece_sums
 from tunnel.dataplane.contract import Buffer, TunOffload
 from tunnel.dataplane.offload import (
     CHECKSUM_OFFSET,
@@ -38,18 +38,20 @@ _U16 = struct.Struct("!H")
 
 
 class _Run:
-    """Segments of one flow, the first with its header."""
+    """Segments of one flow: their headers as integers, and their payloads.
+
+    They match but for their checksums, which are verified together once the run is complete.
+    """
 
     __slots__ = (
-        "constant", "end", "first", "header", "identification", "mask", "match", "next_mask", "next_match",
-        "next_sequence", "next_steps", "octets", "odd_bits", "owner", "payload_bits", "payloads", "plain_size",
-        "protocol", "pseudo", "push", "sequence_shift", "size", "steps", "tcp_bits", "trailer", "transport",
-        "verified",
+        "addresses", "end", "header", "identification", "mask", "match", "next_mask", "next_match",
+        "next_sequence", "numbers", "octets", "owner", "payloads", "plain_size", "protocol", "sequence_shift",
+        "size", "trailer", "transport",
     )  # fmt: skip
 
     def __init__(self, packet: bytes, transport: int, header: int, protocol: int, number: int) -> None:
-        self.first = packet
         self.transport, self.header, self.protocol = transport, header, protocol
+        self.numbers = [number]
         self.payloads = [packet[header:]]
         self.size = len(packet) - header
         self.octets = len(packet)
@@ -57,73 +59,80 @@ class _Run:
         self.match = number & self.mask
         self.next_sequence = -1
         self.identification = -1
-        self.push = 0
-        self.steps = folds(self.size)
-        addresses = packet[12:20] if transport == 20 else packet[8:40]
-        self.pseudo = ones_sum(addresses) + protocol
-        self.verified = False
+        self.addresses = packet[12:20] if transport == 20 else packet[8:40]
         self.owner: InboundSa | None = None
         self.plain_size = 0
 
     def expect(self, owner: InboundSa, plain_size: int, trailer: bytes) -> None:
         """Prepare for ``Coalescer.extend``: the next segment has this header but for the fields that step."""
         self.owner, self.plain_size, self.trailer = owner, plain_size, trailer
-        number = int.from_bytes(self.first[: self.header], "big")
         self.end = self.header + self.size
-        self.payload_bits, self.odd_bits = self.size * 8, (self.size & 1) * 8
-        self.tcp_bits = (self.header - self.transport) * 8
-        self.sequence_shift = self.tcp_bits - 64
-        self.next_steps = folds(self.end)
-        # What the sum of the whole packet lacks to be the transport checksum's: the pseudo-header comes in, an
-        # IPv6 header goes out; a good IPv4 header adds nothing.
-        self.constant = self.pseudo + self.end - self.transport
-        if self.transport == 40:
-            self.constant -= ones_sum(self.first[:40])
+        self.sequence_shift = (self.header - self.transport) * 8 - 64
         self.next_mask = self.mask | _unmerged(self.transport, self.header)
-        self.next_match = number & self.next_mask
+        self.next_match = self.numbers[0] & self.next_mask
 
-    def holds(self, number: int, payload: bytes) -> bool:
-        """Whether the checksums of a segment hold: *number* is its header as an integer."""
-        value = int.from_bytes(payload, "big")
-        size = len(payload)
-        for shift, mask in self.steps if size == self.size else folds(size):
-            value = (value >> shift) + (value & mask)
-        if size & 1:
-            value <<= 8
-        bits = (self.header - self.transport) * 8
-        if self.transport == 20 and (number >> bits) % 65535:
-            return False
-        front = number & ((1 << bits) - 1)
-        return (value + front + self.pseudo + self.header - self.transport + size) % 65535 == 0
-
-    def first_holds(self) -> bool:
-        """Whether the checksums of the first segment hold; computed once."""
-        if not self.verified:
-            self.verified = self.holds(int.from_bytes(self.first[: self.header], "big"), self.payloads[0])
-        return self.verified
-
-    def frame(self) -> WriteFrame:
-        """Return the one packet, or the superpacket, as the buffers of a writev."""
+    def frames(self) -> list[WriteFrame]:
+        """Return the buffers of writes: one superpacket of good segments, and each bad one as it came."""
         if len(self.payloads) == 1:
-            return (PLAIN_VNET, self.first)
-        start, header = self.transport, bytearray(self.first[: self.header])
-        if start == 20:
-            _U16.pack_into(header, 2, self.octets)
+            return [self._alone(0)]
+        joined = b"".join(self.payloads)
+        good = self._good(joined)
+        if all(good):
+            return [self._merged(0, len(good), joined)]
+        frames: list[WriteFrame] = []
+        start = 0
+        for index, holds in enumerate([*good, False]):
+            if holds:
+                continue
+            if index - start == 1:
+                frames.append(self._alone(start))
+            elif index > start:
+                frames.append(self._merged(start, index, b"".join(self.payloads[start:index])))
+            if index < len(good):
+                frames.append(self._alone(index))
+            start = index + 1
+        return frames
+
+    def _good(self, joined: bytes) -> list[bool]:
+        """Whether the checksums of each segment hold."""
+        whole = len(self.payloads) - (len(self.payloads[-1]) != self.size)
+        sums = piece_sums(joined, 0, self.size, whole)
+        if whole < len(self.payloads):
+            sums.append(ones_sum(self.payloads[-1]))
+        bits = (self.header - self.transport) * 8
+        low = (1 << bits) - 1
+        constant = ones_sum(self.addresses) + self.protocol + self.header - self.transport
+        good = []
+        for number, total, payload in zip(self.numbers, sums, self.payloads, strict=True):
+            holds = (total + (number & low) + constant + len(payload)) % 65535 == 0
+            good.append(holds and (self.transport == 40 or (number >> bits) % 65535 == 0))
+        return good
+
+    def _alone(self, index: int) -> WriteFrame:
+        return (PLAIN_VNET, self.numbers[index].to_bytes(self.header, "big"), self.payloads[index])
+
+    def _merged(self, start: int, end: int, payload: bytes) -> WriteFrame:
+        """Return the superpacket of segments *start* to *end*; the kernel completes its checksum."""
+        transport, size = self.transport, self.header + len(payload)
+        header = bytearray(self.numbers[start].to_bytes(self.header, "big"))
+        if transport == 20:
+            _U16.pack_into(header, 2, size)
             _U16.pack_into(header, 10, 0)
             _U16.pack_into(header, 10, checksum(header[:20]))
             gso_type = GSO_TCPV4
         else:
-            _U16.pack_into(header, 4, self.octets - 40)
+            _U16.pack_into(header, 4, size - 40)
             gso_type = GSO_TCPV6
         if self.protocol == UDP:
             gso_type = GSO_UDP_L4
-            _U16.pack_into(header, start + 4, self.octets - start)
-        else:
-            header[start + 13] |= self.push
+            _U16.pack_into(header, transport + 4, size - transport)
+        else:  # PSH is the last one's
+            flags = (self.header - transport - 14) * 8
+            header[transport + 13] |= self.numbers[end - 1] >> flags & PSH
         offset = CHECKSUM_OFFSET[self.protocol]
-        _U16.pack_into(header, start + offset, (self.pseudo + self.octets - start) % 65535)
-        vnet = VNET.pack(NEEDS_CSUM, gso_type, self.header, self.size, start, offset)
-        return (vnet + header, *self.payloads)
+        pseudo = ones_sum(self.addresses) + self.protocol + size - transport
+        _U16.pack_into(header, transport + offset, pseudo % 65535)
+        return (VNET.pack(NEEDS_CSUM, gso_type, self.header, self.size, transport, offset) + header, payload)
 
 
 class Coalescer:
@@ -141,7 +150,13 @@ class Coalescer:
 
     def finish(self) -> tuple[WriteFrame, ...]:
         """Return the frames of the burst."""
-        return tuple(item.frame() if isinstance(item, _Run) else item for item in self._frames)
+        frames: list[WriteFrame] = []
+        for item in self._frames:
+            if isinstance(item, _Run):
+                frames += item.frames()
+            else:
+                frames.append(item)
+        return tuple(frames)
 
     @property
     def owner(self) -> InboundSa | None:
@@ -164,21 +179,10 @@ class Coalescer:
             or run.octets + run.size > MAX_OCTETS
         ):
             return False
-        value = int.from_bytes(plain[: run.end], "big")
-        number = value >> run.payload_bits
-        if (
-            number & run.next_mask != run.next_match
-            or (number >> run.sequence_shift) & _LOW != run.next_sequence
-            or not (run.verified or run.first_holds())
-            or (run.transport == 20 and (number >> run.tcp_bits) % 65535)
-        ):
+        number = int.from_bytes(plain[: run.header], "big")
+        if number & run.next_mask != run.next_match or (number >> run.sequence_shift) & _LOW != run.next_sequence:
             return False
-        if run.odd_bits:
-            value <<= 8
-        for shift, mask in run.next_steps:
-            value = (value >> shift) + (value & mask)
-        if (value + run.constant) % 65535:
-            return False
+        run.numbers.append(number)
         run.payloads.append(plain[run.header : run.end])
         run.octets += run.size
         run.next_sequence = (run.next_sequence + run.size) & _LOW
@@ -243,7 +247,6 @@ class Coalescer:
             if transport == 20 and not packet[6] & 0x40:
                 run.identification = packet[4] << 8 | packet[5]
         if flags & PSH or size < run.size:
-            run.push |= flags & PSH
             self._runs.pop(key, None)
             return None
         return run
@@ -267,16 +270,14 @@ class Coalescer:
             self._runs.pop(key, None)
 
     def _joins(self, run: _Run, packet: bytes, number: int, size: int) -> bool:
-        """Append a segment to *run* if sizes, identification and checksums allow."""
+        """Append a segment to *run* if sizes and identification allow."""
         if size > run.size or len(run.payloads) >= MAX_SEGMENTS or run.octets + size > MAX_OCTETS:
             return False
         expected = (run.identification + len(run.payloads)) & 0xFFFF
         if run.identification >= 0 and packet[4] << 8 | packet[5] != expected:
             return False  # without DF the identification must step, or cutting again would change it
-        payload = packet[run.header :]
-        if not run.holds(number, payload) or not run.first_holds():
-            return False
-        run.payloads.append(payload)
+        run.numbers.append(number)
+        run.payloads.append(packet[run.header :])
         run.octets += size
         return True
 

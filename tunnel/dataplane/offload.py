@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from functools import lru_cache
 
 from policy.selectors import TCP, UDP
-from tunnel.dataplane.checksum import checksum, folds, ones_sum, pseudo_header
+from tunnel.dataplane.checksum import checksum, ones_sum, piece_sums, pseudo_header
 from tunnel.dataplane.contract import Buffer, DropReason
 from tunnel.dataplane.esp import Segment
 from tunnel.dataplane.flow import FlowError, Parsed, parse
@@ -190,21 +190,20 @@ def _cut_tcp(frame: Frame) -> list[Segment]:
     flags &= ~(FIN | PSH | CWR)
     addresses = head[12:20] if version == 4 else head[8:40]
     fixed = pseudo_header(addresses, TCP, header - start) + ones_sum(ports + ack + b"\0" + window + rest)
-    from_bytes, pack = int.from_bytes, _layout(start - 12, len(rest)).pack
-    steps, odd = folds(mss), (mss & 1) * 8
+    pack = _layout(start - 12, len(rest)).pack
+    whole = (frame.length - header) // mss
+    sums = piece_sums(packet, header, mss, whole)
+    if header + whole * mss < frame.length:
+        sums.append(ones_sum(packet[header + whole * mss : frame.length]))
     result: list[Segment] = []
     last = frame.length - mss  # a segment that starts here or later is the last
     bits = first_flags & ~(FIN | PSH)
-    for offset in range(header, frame.length, mss):
+    for offset, payload_sum in zip(range(header, frame.length, mss), sums, strict=True):
         size = mss
         if offset >= last:
             size, bits = frame.length - offset, (flags | first_flags & (FIN | PSH))
-            steps, odd = folds(size), (size & 1) * 8
         payload = packet[offset : offset + size]
-        value = from_bytes(payload, "big") << odd
-        for shift, mask in steps:
-            value = (value >> shift) + (value & mask)
-        value = -(value + fixed + sequence + bits + size) % 65535
+        value = -(payload_sum + fixed + sequence + bits + size) % 65535
         length = header + size
         if version == 4:
             word_1, word_2, word_5 = length, identification, -(ip_sum + length + identification) % 65535
