@@ -6,13 +6,14 @@ persistent) and the prohibit routes behind it stay, and the next start takes the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path as FilePath
 
 from policy.path import IpAddress
 from policy.spd import Disposition, Snapshot, SpdEntry
 from tunnel.host import marks, ruleset
+from tunnel.host.addresses import route_to
 from tunnel.host.system import HostError, ip_batch, run, run_json
 
 #: Kernel rules are searched one by one: past this many the loose reverse-path filter of the TUN has to do.
@@ -34,7 +35,7 @@ class Steering:
 
     def route(self, snapshot: Snapshot) -> None:
         """Make the rules and routes those of *snapshot*; ones that are right already are not touched."""
-        for version in (4, 6):
+        for version in _versions():
             ip_batch(
                 [
                     f"route replace default dev {self.tun} metric 1 table {marks.ROUTE_TABLE}",
@@ -42,19 +43,24 @@ class Steering:
                 ],
                 version=version,
             )
-            sources = list(_sources(snapshot, version))
-            wanted = [f"{remote} dev {self.tun} src {source}" for remote, source in sources]
-            have = _routes(marks.SOURCE_TABLE, version)
-            stale = [route for route in have if not any(line.startswith(f"{route} ") for line in wanted)]
-            ip_batch(
-                [f"route del {route} table {marks.SOURCE_TABLE}" for route in stale], version=version, force=True
-            )
+            sources = _sources(snapshot, version)
+            stale = [route for route in _routes(marks.SOURCE_TABLE, version) if route not in sources]
+            for kind in ("", "prohibit "):
+                ip_batch(
+                    [f"route del {kind}{route} table {marks.SOURCE_TABLE}" for route in stale],
+                    version=version,
+                    force=True,
+                )
+            wanted = []
+            for remote, source in sources.items():
+                # Without the TUN the host's own packets would go on from another address, which no filter covers.
+                wanted += [f"{remote} dev {self.tun} src {source}", f"prohibit {remote} metric {_LAST_METRIC}"]
             ip_batch([f"route replace {line} table {marks.SOURCE_TABLE}" for line in wanted], version=version)
-            self._rules(snapshot, version, [remote for remote, _ in sources])
+            self._rules(snapshot, version, list(sources))
 
     def remove(self) -> None:
         """Take away table, rules and routes. The TUN's removal is ``Tun.destroy``."""
-        for version in (4, 6):
+        for version in _versions():
             ip_batch([f"rule del {rule}" for rule in _present(version)], version=version, force=True)
             for table in (marks.ROUTE_TABLE, marks.SOURCE_TABLE):
                 with suppress(HostError):
@@ -149,20 +155,27 @@ def _selector_pairs(snapshot: Snapshot, version: int) -> list[tuple[str, str]]:
     return list(pairs)
 
 
-def _sources(snapshot: Snapshot, version: int) -> Iterable[tuple[str, IpAddress]]:
-    """Yield the remote networks that this host itself may speak to, with the address that it should speak from."""
-    seen: set[str] = set()
+def _sources(snapshot: Snapshot, version: int) -> dict[str, IpAddress]:
+    """Return the remote networks that this host itself may speak to, with the address that it should speak from.
+
+    That is the one that the host would choose without us, if the policy protects it; else the first that it does.
+    """
+    inside: dict[str, tuple[IpAddress, list[IpAddress]]] = {}
     own = [address for address in snapshot.local_addresses if address.version == version]
     for entry in snapshot.spd.entries:
         if entry.selectors.version != version or not entry.outbound or not _whole(entry):
             continue
-        source = next((a for a in own if entry.selectors.local.addresses.contains(int(a))), None)
-        if source is None or len(seen) > _MAX_SELECTOR_RULES:
-            continue
-        for remote in map(_network, entry.selectors.remote.addresses.prefixes()):
-            if remote not in seen:
-                seen.add(remote)
-                yield remote, source
+        found = [a for a in own if entry.selectors.local.addresses.contains(int(a))]
+        for network in entry.selectors.remote.addresses.prefixes() if found else ():
+            remote = _network(network)
+            if remote in inside or len(inside) < _MAX_SELECTOR_RULES:
+                host = network[0] if network.num_addresses == 1 else network[1]
+                inside.setdefault(remote, (host, []))[1].extend(found)
+    sources = {}
+    for remote, (host, candidates) in inside.items():
+        natural = route_to(host)
+        sources[remote] = natural.source if natural and natural.source in candidates else candidates[0]
+    return sources
 
 
 def _whole(entry: SpdEntry) -> bool:
@@ -176,6 +189,11 @@ def _whole(entry: SpdEntry) -> bool:
         and not local.addresses.is_any
         and not remote.addresses.is_any
     )
+
+
+def _versions() -> tuple[int, ...]:
+    """Return the IP versions that the kernel has."""
+    return (4, 6) if FilePath("/proc/sys/net/ipv6").exists() else (4,)
 
 
 def _network(network: object) -> str:
@@ -198,8 +216,7 @@ def _present(version: int) -> list[str]:
 def _routes(table: int, version: int) -> list[str]:
     """Return the destinations of a route table of ours; none when the table does not exist yet."""
     try:
-        return [
-            route["dst"] for route in run_json(["ip", "-j", f"-{version}", "route", "show", "table", str(table)])
-        ]
+        found = run_json(["ip", "-j", f"-{version}", "route", "show", "table", str(table)])
     except HostError:
         return []
+    return list(dict.fromkeys(route["dst"] for route in found))
