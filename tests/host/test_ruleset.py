@@ -69,7 +69,7 @@ class Rules:
                 case ["counter", "name", name, *rest]:
                     counter, holds = name, True
                 case ["meta", "mark", "set", value, *rest]:
-                    steer = holds = int(value, 16) == STEER_MARK
+                    steer, holds = int(value, 16) == STEER_MARK, True
                 case ["meta", "mark", value, *rest]:
                     holds = packet.mark == int(value, 16)
                 case ["meta", "nfproto", family, *rest]:
@@ -82,8 +82,8 @@ class Rules:
                 case ["oifname", names, *rest]:
                     holds = packet.oif in {name.strip('"') for name in _set(names)}
                 case ["ip" | "ip6" as family, "saddr" | "daddr" as side, addresses, *rest]:
-                    value = flow.source if side == "saddr" else flow.destination
-                    holds = flow.version == (4 if family == "ip" else 6) and _within(addresses, value)
+                    address = flow.source if side == "saddr" else flow.destination
+                    holds = flow.version == (4 if family == "ip" else 6) and _within(addresses, address)
                 case ["udp", "dport", ports, *rest]:
                     holds = flow.protocol == 17 and str(flow.destination_port) in _set(ports)
                 case ["th", "sport" | "dport" as side, ports, *rest]:
@@ -383,7 +383,7 @@ _LET_IN = {Disposition.BYPASS: "accept", Disposition.DISCARD: "blocked", Disposi
 _LET_OUT = {Disposition.BYPASS: "accept", Disposition.DISCARD: "blocked", Disposition.PROTECT: "clear_out"}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(_entries(), max_size=5), st.lists(_flows(), min_size=1, max_size=8))
 def test_the_rules_say_what_the_spd_says(entries: list[SpdEntry], flows: list[Flow]) -> None:
     spd = Spd(tuple(entries))

@@ -6,6 +6,8 @@ from __future__ import annotations
 OWN_MARK = 0x4D67_0001
 #: Mark of packets that policy routing leads into the TUN.
 STEER_MARK = 0x4D67_0002
+#: Mark of packets that came out of the TUN: the reverse-path filter looks up with it, and finds the TUN.
+OPENED_MARK = 0x4D67_0003
 #: nftables table, family inet.
 TABLE = "mirrorgate"
 #: Route table whose default route is the TUN, and the rules (by preference) that lead to it.
@@ -17,3 +19,5 @@ SOURCE_TABLE = 19816
 SOURCE_RULE = 19817
 #: Own packets never take the rules above.
 OWN_RULE = 19814
+#: Where opened packets are routed on: the first rule behind ours.
+PAST_RULE = 19818

@@ -25,7 +25,7 @@ from __future__ import annotations
 from policy.path import IKE_PORT, NATT_PORT
 from policy.selectors import ICMP, ICMPV6, AddressRange, PortRange, TrafficSelector
 from policy.spd import Disposition, Snapshot, SpdEntry
-from tunnel.host.marks import OWN_MARK, STEER_MARK, TABLE
+from tunnel.host.marks import OPENED_MARK, OWN_MARK, STEER_MARK, TABLE
 
 #: Named counters: what the guard stopped, readable while no agent runs.
 COUNTERS = {
@@ -72,6 +72,7 @@ def _prerouting(snapshot: Snapshot, tun: str) -> list[str]:
     ports = f"{{ {IKE_PORT}, {NATT_PORT} }}"
     rules = [
         'iifname "lo" accept',
+        f'iifname "{tun}" meta mark set {OPENED_MARK:#x}',
         f'iifname "{tun}" {"goto opened" if _is_hub(snapshot) else "accept"}',
         # RFC 4301 section 4.4.1: IKE has its explicit bypass, and ESP and AH to this host are the agent's.
         f"fib daddr type local udp dport {ports} accept",

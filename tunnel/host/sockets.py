@@ -135,6 +135,8 @@ class WireSocket:
             if refused not in _GSO_REFUSED:
                 self.send_errors += len(transmit.buffers)
                 return None
+            if refused in _GSO_IMPOSSIBLE:
+                self._gso = False
         return self._singly(transmit, ancillary, target, refused)
 
     def _singly(
@@ -152,8 +154,8 @@ class WireSocket:
         self.send_errors += failed
         if too_big:
             self._report_mtu(transmit.path.remote)
-        elif refused in _GSO_IMPOSSIBLE or (refused == errno.EINVAL and not failed):
-            self._gso = False  # not the path's fault
+        elif refused == errno.EINVAL and not failed:
+            self._gso = False  # not the path's fault: the kernel is too old
         return None
 
     def _report_mtu(self, remote: Endpoint) -> None:

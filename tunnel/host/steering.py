@@ -20,7 +20,7 @@ from tunnel.host.system import HostError, ip_batch, run, run_json
 _MAX_SELECTOR_RULES = 256
 #: The last resort in our route table; the kernel's largest metric.
 _LAST_METRIC = 4294967295
-_RULES = (marks.OWN_RULE, marks.MARK_RULE, marks.SELECTOR_RULE, marks.SOURCE_RULE)
+_RULES = (marks.OWN_RULE, marks.MARK_RULE, marks.SELECTOR_RULE, marks.SOURCE_RULE, marks.PAST_RULE)
 
 
 class Steering:
@@ -71,6 +71,11 @@ class Steering:
         rules = [
             f"{marks.OWN_RULE}: from all fwmark {marks.OWN_MARK:#x} lookup main",
             f"{marks.MARK_RULE}: from all fwmark {marks.STEER_MARK:#x} lookup {marks.ROUTE_TABLE}",
+            # An opened packet is routed as if we were not there; the reverse-path filter, which looks the way back
+            # up with its mark, finds the TUN.
+            f"{marks.PAST_RULE}: from all nop",
+            f"{marks.OWN_RULE}: from all fwmark {marks.OPENED_MARK:#x} iif {self.tun} goto {marks.PAST_RULE}",
+            f"{marks.MARK_RULE}: from all fwmark {marks.OPENED_MARK:#x} lookup {marks.ROUTE_TABLE}",
         ]
         pairs = _selector_pairs(snapshot, version)
         for local, remote in pairs if len(pairs) <= _MAX_SELECTOR_RULES else ():
@@ -98,7 +103,9 @@ def counters() -> dict[str, int]:
 def tune(tun: str) -> list[str]:
     """Set the TUN's sysctls; return a warning for each that could not be set."""
     settings = {
-        # Loose: what comes out of the TUN has a reverse route through it or not, as rules decide.
+        # A reverse route through the TUN is found by the mark of opened packets, however strict the filter is; a
+        # loose one would drop all that has another, because the TUN has no address.
+        f"net/ipv4/conf/{tun}/src_valid_mark": "1",
         f"net/ipv4/conf/{tun}/rp_filter": "2",
         f"net/ipv4/conf/{tun}/accept_local": "1",
         f"net/ipv4/conf/{tun}/send_redirects": "0",
@@ -209,7 +216,8 @@ def _present(version: int) -> list[str]:
     for line in run(["ip", f"-{version}", "rule", "show"]).splitlines():
         preference, _, rest = line.partition(":")
         if preference.isdigit() and int(preference) in _RULES:
-            found.append(f"pref {preference} {' '.join(rest.split())}")
+            # A rule whose interface is gone is shown as "[detached]".
+            found.append(f"pref {preference} {' '.join(rest.replace('[detached]', '').split())}")
     return found
 
 

@@ -1,0 +1,321 @@
+"""Sockets in a network namespace of the test's own: offloads, addresses, traffic class, errors, full queues."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from policy.path import Endpoint, Path
+from tests.support import netns
+from tunnel.dataplane.contract import Transmit, WireDatagrams
+from tunnel.host import cmsg, sockets
+from tunnel.host.addresses import route_to
+from tunnel.host.sockets import Wire, WireSocket
+from tunnel.host.system import HostError
+
+_CLONE_NEWNET = 0x40000000
+_SIOCSIFFLAGS, _SIOCSIFMTU, _UP = 0x8914, 0x8922, 0x1
+
+
+def in_a_namespace(test: Callable[..., None]) -> Callable[..., None]:
+    """Run *test* in a thread with a network namespace of its own, whose loopback is up."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        failed: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "unshare")
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _UP))
+                test(*arguments, **named)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
+
+    lacking = netns.missing()
+    marked: Callable[..., None] = pytest.mark.skipif(lacking is not None, reason=str(lacking))(run)
+    return marked
+
+
+def path(local: str, remote: str, port: int = 4500) -> Path:
+    return Path(Endpoint(ip_address(local), port), Endpoint(ip_address(remote), port))
+
+
+HOME = {4: path("127.0.0.1", "127.0.0.1"), 6: path("::1", "::1")}
+
+
+def opened(version: int = 4, port: int = 4500, **options: Any) -> WireSocket:
+    return WireSocket(
+        version, port, offload=options.get("offload", True), path_mtu=options.get("path_mtu", _no_mtu)
+    )
+
+
+def _no_mtu(remote: Endpoint, mtu: int) -> None:
+    raise AssertionError(f"path MTU {mtu} toward {remote}")
+
+
+def arrived(sock: WireSocket, limit: int = 64) -> list[WireDatagrams]:
+    assert select.select([sock.fd], [], [], 2)[0]
+    return sock.receive(limit)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@in_a_namespace
+def test_a_burst_is_one_send_and_one_receive(version: int) -> None:
+    sock = opened(version)
+    burst = (*(bytes([number]) * 1000 for number in range(20)), b"last")
+    sock.send(Transmit(HOME[version], burst, segment_size=1000, tos=0x2A))
+    (found,) = arrived(sock)
+    assert found.path == HOME[version]
+    assert found.segment_size == 1000
+    assert found.data == b"".join(burst)
+    assert found.tos == 0x2A
+    assert (sock.send_errors, sock.receive_errors) == (0, 0)
+    sock.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@in_a_namespace
+def test_without_offload_the_same_octets(version: int) -> None:
+    sock = opened(version, offload=False)
+    burst = tuple(bytes([number]) * 1000 for number in range(5))
+    sock.send(Transmit(HOME[version], burst, segment_size=1000))
+    found = arrived(sock)
+    assert [item.data for item in found] == list(burst)
+    assert {item.segment_size for item in found} == {0}
+    assert {item.tos for item in found} == {0}
+    sock.close()
+
+
+@in_a_namespace
+def test_the_source_is_the_path_s_and_the_destination_is_told() -> None:
+    one, other = opened(port=4500), opened(port=500)
+    there = Path(Endpoint(ip_address("127.0.0.7"), 4500), Endpoint(ip_address("127.0.0.9"), 500))
+    one.send(Transmit(there, (b"hello",)))
+    (found,) = arrived(other)
+    assert found.path == Path(there.remote, there.local)
+    # The same path is the same object: the core compares by identity.
+    one.send(Transmit(there, (b"again",)))
+    assert arrived(other)[0].path is found.path
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@in_a_namespace
+def test_raw_esp(version: int) -> None:
+    home = path(*{4: ("127.0.0.1", "127.0.0.2"), 6: ("::1", "::1")}[version], port=0)
+    sock = opened(version, 0)
+    packets = [bytes((0, 0, 1, n)) + bytes(60) for n in range(3)]
+    sock.send(Transmit(home, tuple(packets), segment_size=64, tos=0x02))
+    found = arrived(sock)
+    assert [item.data for item in found] == packets
+    assert {item.tos for item in found} == {2}
+    assert {item.path for item in found} == {Path(home.remote, home.local)}
+    assert sock.receive(4) == []
+    sock.close()
+
+
+@in_a_namespace
+def test_more_than_the_limit_is_left_for_later() -> None:
+    sock = opened(offload=False)
+    for _ in range(5):
+        sock.send(Transmit(HOME[4], (b"x",)))
+    assert [len(sock.receive(2)) for _ in range(4)] == [2, 2, 1, 0]
+    sock.close()
+
+
+@in_a_namespace
+def test_a_datagram_above_the_path_mtu_is_reported_with_df_and_fragmented_without() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFMTU, struct.pack("16si12x", b"lo", 1400))
+    reports: list[tuple[Endpoint, int]] = []
+    for version in (4, 6):
+        sock = opened(version, path_mtu=lambda remote, mtu: reports.append((remote, mtu)))
+        sock.send(Transmit(HOME[version], (bytes(2000),), df=True))
+        assert reports.pop() == (Endpoint(HOME[version].remote.address, 4500), 1400)
+        assert sock.send_errors == 1
+        # A burst whose segments are too long is the path's fault, not that of the segmentation.
+        sock.send(Transmit(HOME[version], (bytes(1390), bytes(1390)), segment_size=1390, df=True))
+        assert reports.pop()[1] == 1400
+        assert reports == []
+        assert sock.send_errors == 3
+        sock.send(Transmit(HOME[version], (bytes(1000), bytes(1000)), segment_size=1000, df=True))
+        assert arrived(sock)[0].segment_size == 1000
+        sock.send(Transmit(HOME[version], (bytes(2000),), df=False))
+        assert len(arrived(sock)[0].data) == 2000
+        sock.close()
+
+
+@in_a_namespace
+def test_an_icmp_error_raises_nothing() -> None:
+    sock = opened()
+    nobody = Path(HOME[4].local, Endpoint(ip_address("127.0.0.1"), 9))
+    for _ in range(3):
+        sock.send(Transmit(nobody, (b"x",)))
+    poller = select.poll()
+    poller.register(sock.fd, select.POLLIN)
+    assert poller.poll(50) == []  # no POLLERR
+    assert sock.receive(4) == []
+    sock.close()
+
+
+@in_a_namespace
+def test_own_packets_carry_the_mark() -> None:
+    sock = opened()
+    assert sock._socket.getsockopt(socket.SOL_SOCKET, 36) == 0x4D670001
+    sock.close()
+
+
+class FakeSocket:
+    """Refuses what it is told to refuse."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers = list(answers)
+        self.sent: list[tuple[bytes, bool]] = []
+
+    def sendmsg(self, buffers: Any, ancillary: Any, flags: int, target: Any) -> int:
+        answer = self.answers.pop(0) if self.answers else 0
+        if answer:
+            raise OSError(answer, os.strerror(answer))
+        segmented = any(kind == cmsg.UDP_SEGMENT for _, kind, _ in ancillary)
+        self.sent.append((b"".join(buffers), segmented))
+        return 0
+
+    def setsockopt(self, *option: object) -> None:
+        pass
+
+    def recvmsg_into(self, *_: object) -> None:
+        raise OSError(errno.ENETDOWN, "down")
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, *answers: int) -> tuple[WireSocket, FakeSocket]:
+    inner = FakeSocket(*answers)
+    monkeypatch.setattr(sockets, "_open", lambda version, port: inner)
+    monkeypatch.setattr(WireSocket, "_configure", lambda self, offload: None)
+    monkeypatch.setattr(FakeSocket, "fileno", lambda self: 0, raising=False)
+    return opened(), inner
+
+
+BURST = Transmit(HOME[4], (b"aa", b"bb", b"c"), segment_size=2)
+
+
+@pytest.mark.parametrize("refused", [errno.EIO, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_kernel_that_cannot_segment_is_asked_once(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+    sock, inner = fake(monkeypatch, refused)
+    sock.send(BURST)
+    sock.send(BURST)
+    assert inner.sent == [(b"aa", False), (b"bb", False), (b"c", False)] * 2
+    assert sock.send_errors == 0
+
+
+def test_a_full_socket_keeps_the_order_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sock, inner = fake(monkeypatch, errno.EAGAIN)
+    sock.send(BURST)
+    assert sock.blocked
+    sock.send(Transmit(HOME[4], (b"later",)))
+    assert inner.sent == []
+    sock.flush()
+    assert not sock.blocked
+    assert inner.sent == [(b"aabbc", True), (b"later", False)]
+
+
+def test_a_socket_that_fills_half_way_sends_the_rest_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    sock, inner = fake(monkeypatch, errno.EIO, 0, errno.EAGAIN, errno.ENOBUFS)
+    sock.send(BURST)
+    assert sock.blocked
+    sock.flush()
+    assert sock.blocked
+    sock.flush()
+    assert [data for data, _ in inner.sent] == [b"aa", b"bb", b"c"]
+    assert sock.send_errors == 0
+
+
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    sock, inner = fake(monkeypatch, errno.EAGAIN)
+    for _ in range(300):
+        sock.send(Transmit(HOME[4], (b"x",)))
+    assert sock.send_errors == 300 - 256
+    sock.flush()
+    assert len(inner.sent) == 256
+
+
+def test_other_errors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sock, inner = fake(monkeypatch, errno.ENETUNREACH, errno.EPERM)
+    sock.send(BURST)
+    sock.send(Transmit(HOME[4], (b"x",)))
+    assert (sock.send_errors, sock.blocked, inner.sent) == (4, False, [])
+
+
+def test_a_socket_that_only_fails_does_not_hold_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    sock, _ = fake(monkeypatch)
+    assert sock.receive(16) == []
+    assert sock.receive_errors == 16
+
+
+@in_a_namespace
+def test_wire_has_a_socket_for_each_path() -> None:
+    wire = Wire(offload=True, path_mtu=_no_mtu)
+    assert set(wire.sockets) == {(version, port) for version in (4, 6) for port in (500, 4500, 0)}
+    assert wire.send(Transmit(HOME[6], (b"x",))) is wire.sockets[6, 4500]
+    assert wire.send(Transmit(Path(Endpoint(ip_address("::1"), 9), HOME[6].remote), (b"x",))) is None
+    assert wire.errors == {"send": 0, "receive": 0}
+    with pytest.raises(HostError, match=r"UDP port 500 .* is in use: another IKE daemon"):
+        Wire(offload=True, path_mtu=_no_mtu)
+    wire.close()
+    Wire(offload=True, path_mtu=_no_mtu).close()
+
+
+@in_a_namespace
+def test_routes() -> None:
+    route = route_to(ip_address("127.0.0.9"))
+    assert route is not None
+    assert (str(route.source), route.mtu) == ("127.0.0.1", 65535)
+    assert route_to(ip_address("192.0.2.1")) is None
+    assert route_to(ip_address("2001:db8::1")) is None
+
+
+def test_control_messages() -> None:
+    four, six = ip_address("192.0.2.7"), ip_address("2001:db8::7")
+    pktinfo = struct.pack("=I", 3) + ip_address("192.0.2.1").packed + four.packed
+    assert cmsg.parse(
+        [
+            (socket.IPPROTO_IP, cmsg.IP_PKTINFO, pktinfo),
+            (socket.IPPROTO_IP, cmsg.IP_TOS, b"\x2e"),
+            (cmsg.SOL_UDP, cmsg.UDP_GRO, struct.pack("=i", 1400)),
+            (99, 99, b"something else"),
+        ]
+    ) == cmsg.Received(four.packed, 0x2E, 1400)
+    assert cmsg.parse(
+        [
+            (socket.IPPROTO_IPV6, cmsg.IPV6_PKTINFO, six.packed + struct.pack("=I", 3)),
+            (socket.IPPROTO_IPV6, cmsg.IPV6_TCLASS, struct.pack("=i", 0x2E)),
+        ]
+    ) == cmsg.Received(six.packed, 0x2E, 0)
+    assert cmsg.parse([]) == cmsg.Received(b"", 0, 0)
+    assert cmsg.source(four)[0][2] == bytes(4) + four.packed + bytes(4)
+    assert cmsg.source(six)[0][2] == six.packed + bytes(4)
+    assert cmsg.segmentation(1400) == (17, 103, struct.pack("=H", 1400))
+    assert cmsg.traffic_class(4, 5)[:2] == (0, 1)
+    assert cmsg.traffic_class(6, 5)[:2] == (41, 67)
+    assert [cmsg.address(address.packed) for address in (four, six)] == [four, six]
