@@ -47,6 +47,7 @@ LIBRARIES = {
     "policy": (),
     "ike": ("cryptography",),
     "tunnel.dataplane": ("cryptography",),
+    "tunnel.dataplane.checksum": ("numpy",),
     "tunnel": ("cryptography",),
 }
 FORBIDDEN_MODULES = frozenset({
