@@ -221,7 +221,7 @@ async def test_a_full_socket_pauses_the_tun(bench: Bench) -> None:
     loop = asyncio.get_running_loop()
     added: list[int] = []
     real = loop.add_writer
-    loop.add_writer = lambda fd, *_: added.append(fd)  # type: ignore[assignment]
+    loop.add_writer = lambda fd, *_: added.append(fd)  # type: ignore[method-assign]
     bench.wire.block = True
     bench.gateway.next = [SENT, SENT, SENT]
     bench.tun.ready()

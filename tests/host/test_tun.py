@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,11 +166,11 @@ def test_why_it_cannot_be_opened(monkeypatch: pytest.MonkeyPatch, number: int, w
     def fails(**_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(host_tun.pytun, "TunTapDevice", fails)
-    monkeypatch.setattr(host_tun.FilePath, "exists", lambda self: True)
+    monkeypatch.setattr("pytun.TunTapDevice", fails)
+    monkeypatch.setattr(Path, "exists", lambda self: True)
     with pytest.raises(HostError, match=words):
         opened()
-    monkeypatch.setattr(host_tun.FilePath, "exists", lambda self: False)
+    monkeypatch.setattr(Path, "exists", lambda self: False)
     with pytest.raises(HostError, match="/dev/net/tun is missing"):
         opened()
 

@@ -17,7 +17,7 @@ from tunnel.version import VERSION
 if TYPE_CHECKING:
     from tunnel.agent.agent import Agent
 
-_POLL_S = 0.02
+_POLL_S, _LONGEST_POLL_S = 0.02, 0.5
 _DEFAULT_TIMEOUT_S = 30.0
 _MAX_TIMEOUT_S = 300.0
 
@@ -73,14 +73,17 @@ class Requests:
         if not isinstance(timeout, int | float) or not 0 <= timeout <= _MAX_TIMEOUT_S:
             raise RequestError(f"timeout is not a number of seconds from 0 to {_MAX_TIMEOUT_S:.0f}")
         self._execute(Initiate(rule))
-        for _ in range(int(timeout / _POLL_S) + 1):
+        waited, pause = 0.0, _POLL_S
+        while waited <= timeout:
             states = self._entries(rule)
             failed = [entry for entry in states if entry["state"] == "failed"]
             if failed:
                 raise RequestError(str(failed[0].get("reason") or "the negotiation failed"))
             if states and all(entry["state"] == "up" for entry in states):
                 return {"rule": rule, "entries": states}
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(pause)
+            waited += pause
+            pause = min(1.2 * pause, _LONGEST_POLL_S)  # a status of thousands of SAs takes its time
         reason = next((str(entry["reason"]) for entry in self._entries(rule) if entry.get("reason")), "")
         raise RequestError(f"not up after {timeout:g} s" + (f": {reason}" if reason else ""))
 

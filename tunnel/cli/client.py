@@ -44,8 +44,14 @@ def call(control: FilePath, command: str, arguments: Mapping[str, object] | None
             raise AgentError(f"the agent did not answer on {control}: {error.strerror or error}") from error
     if not line:
         raise AgentError("the agent closed the connection without an answer; see its log")
-    answer = json.loads(line)
-    if not answer.get("ok"):
-        raise AgentError(str(answer.get("error")))
-    result: dict[str, Any] = answer["result"]
-    return result
+    try:
+        answer = json.loads(line)
+        if answer["ok"]:
+            result: dict[str, Any] = answer["result"]
+            return result
+        error_text = str(answer["error"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise AgentError(
+            f"the answer on {control} cannot be understood: is the agent of another version?"
+        ) from error
+    raise AgentError(error_text)

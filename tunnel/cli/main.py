@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AgentError, HostError, RequestError) as error:
         return _complain(f"mirrorgate: {error}", FAILED)
     except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # what is left in the buffer has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
         return FAILED

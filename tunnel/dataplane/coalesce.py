@@ -163,6 +163,11 @@ class Coalescer:
         """The SA whose next packet may continue the last run."""
         return None if self._last is None else self._last.owner
 
+    @property
+    def padding(self) -> int:
+        """Octets of padding, pad length and next header behind each packet of the last run (RFC 4303)."""
+        return 0 if self._last is None else self._last.trailer[-2] + 2
+
     def extend(self, owner: InboundSa, plain: bytes) -> bool:
         """Take a decrypted payload if it is the very next full segment of the last run of the SA *owner*.
 

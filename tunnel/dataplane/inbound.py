@@ -124,7 +124,7 @@ class Inbound:
         count = number - top
         sa.window.top = number
         sa.packets += count
-        sa.octets += count * (step - sa.overhead)
+        sa.octets += count * (step - sa.overhead - coalescer.padding)
         self._ledger.inbound_in += count
         self._ledger.inbound_out += count
         return count
@@ -188,7 +188,8 @@ class Inbound:
         else:
             window.commit(number)
         sa.packets += 1
-        sa.octets += len(plain)
+        if len(plain) >= 2:
+            sa.octets += max(len(plain) - plain[-2] - 2, 0)  # as the sender counts: inner packets
         sa.last_used = now
         if sa.awaiting or (item.path is not sa.seen_path and number > top):
             self._authentic(sa, item.path)
