@@ -30,6 +30,7 @@ _SO_MARK, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 36, 32, 33
 _SOCKET_BUFFER = 4 << 20
 _SLOT = 65536
 _CONTROL_SPACE = 256
+_CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 #: Paths remembered, so that the core compares them by identity; forged sources must not grow it without bound.
 _MAX_PATHS = 4096
 #: Transmits that wait for a full socket; the TUN is not read meanwhile.
@@ -87,7 +88,7 @@ class WireSocket:
             except OSError:
                 self.receive_errors += 1
                 continue
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & _CUT_OFF:
                 self.receive_errors += 1
                 continue
             said = cmsg.parse(ancillary)
