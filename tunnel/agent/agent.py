@@ -389,7 +389,6 @@ class Agent:
 def run(policies: AssignedPolicy) -> None:
     """Run an agent to its end. HostError, ConfigErrors."""
     process.harden()
-    process.keep_memory()
 
     async def life() -> None:
         await Agent(policies, Log(policies.configuration.agent.log_level)).run()
