@@ -322,6 +322,27 @@ def test_a_tun_that_was_deleted_is_made_anew(two_sites: Sites, directory: Direct
     assert capture.crossed().clear == ()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [("link", "set", "mg0", "down"), ("route", "flush", "table", "19815"), ("rule", "del", "pref", "19815")],
+    ids=lambda damage: str(damage[0]),
+)
+def test_routes_and_rules_that_were_taken_away_come_back(
+    two_sites: Sites, directory: Directory, damage: tuple[str, ...]
+) -> None:
+    with Capture(two_sites.internet) as capture, tunnel(two_sites, directory) as (one, _):
+        with Pinging(two_sites.lan_a, LAN_B) as ping:
+            wait_for(lambda: ping.answered, "the tunnel is up")
+            two_sites.gateway_a.ip(*damage)
+            one.wait_log("steering_lost")
+            seen = len(ping.answered)
+            wait_for(lambda: len(ping.answered) > seen + 5, f"traffic again\n{one.log()}")
+        time.sleep(0.5)
+        assert one.log().count("steering_lost") == 1
+        assert "internal_error" not in one.log()
+    assert capture.crossed().clear == ()
+
+
 def test_a_reload_while_the_tun_is_gone(two_sites: Sites, directory: Directory) -> None:
     with Capture(two_sites.internet) as capture, tunnel(two_sites, directory) as (one, _):
         assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0

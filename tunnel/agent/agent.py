@@ -297,6 +297,21 @@ class Agent:
                 await self._recompile("this host's addresses changed")
             else:
                 self._tell_paths()
+                await self._heal()
+
+    async def _heal(self) -> None:
+        """Put back the routes and rules that somebody took away. Until then the guard drops what they led."""
+        async with self._changing:
+            try:
+                if await self._on_host(self._steering.intact):
+                    return
+                self._log.say(
+                    Level.WARNING, "steering_lost", "routes or rules of ours are gone; putting them back"
+                )
+                await self._on_host(self._runtime.tun.up, self._dataplane.tun_mtu())
+                await self._on_host(self._steering.route, self._snapshot)
+            except HostError as error:
+                self._log.say(Level.ERROR, "routes", str(error))
 
     async def _follow_names(self) -> None:
         while True:

@@ -16,7 +16,11 @@ from tunnel.host.system import run_json
 #: Multicast groups of rtnetlink: links, IPv4 and IPv6 addresses, IPv4 and IPv6 routes.
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
-_GROUPS = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
+_RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE = 0x80, 0x40000
+_GROUPS = (
+    _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV4_RULE
+    | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE | _RTMGRP_IPV6_RULE
+)  # fmt: skip
 _SO_MARK = 36
 
 
@@ -65,7 +69,7 @@ def route_to(remote: IpAddress) -> Route | None:
 
 
 class Watcher:
-    """A netlink socket that becomes readable when a link, an address or a route changes."""
+    """A netlink socket that becomes readable when a link, an address, a route or a rule changes."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)

@@ -58,6 +58,15 @@ class Steering:
             ip_batch([f"route replace {line} table {marks.SOURCE_TABLE}" for line in wanted], version=version)
             self._rules(snapshot, version, list(sources))
 
+    def intact(self) -> bool:
+        """Whether the routes into the TUN and the rules that lead to them are there."""
+        rule = f"pref {marks.MARK_RULE} from all fwmark {marks.STEER_MARK:#x} lookup {marks.ROUTE_TABLE}"
+        for version in _versions():
+            said = run(["ip", f"-{version}", "route", "show", "table", "all"])
+            if f"default dev {self.tun} table {marks.ROUTE_TABLE} " not in said or rule not in _present(version):
+                return False
+        return True
+
     def remove(self) -> None:
         """Take away table, rules and routes. The TUN's removal is ``Tun.destroy``."""
         for version in _versions():
