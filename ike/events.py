@@ -11,7 +11,7 @@ from policy.path import Path
 from policy.proposals import ProtocolId, Suite
 from policy.secret import Secret
 from policy.selectors import SelectorPair
-from policy.spd import Mode
+from policy.spd import Mode, SpdEntry
 
 
 class Level(IntEnum):
@@ -75,6 +75,12 @@ class ChildSa:
     replay_window: int = 1024
     #: When the endpoint means to rekey it, for the operator to see.
     rekey_at: int | None = None
+    #: A NAT is between the ends (transport mode repairs checksums then).
+    nat: bool = False
+    #: The Child SA that forms a bundle of AH and ESP with this one.
+    bundle: int | None = None
+    #: The dynamic SPD entry that the default response rule grants with it; it lives as long as its SAs.
+    dynamic: SpdEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from ipaddress import ip_address
 
 from policy.model import AuthenticationMethod, KeyExchange, Where
 from policy.path import IpAddress
+from policy.selectors import AddressRange
 
 
 class IdType(IntEnum):
@@ -55,7 +56,8 @@ class PeerEntry:
     """One peer: where it is, who it is, how both sides authenticate, and what it may ask for.
 
     *name* is stable across generations while endpoint, identities and key exchange settings stay.
-    *address* None means any address: such a peer is never dialled, it is known by its identity.
+    *address* None means any address: such a peer is never dialled, it is known by its identity. If it has *hosts*
+    it stands for each host of these ranges, a peer of its own at that address (``at``), which may be dialled.
     """
 
     name: str
@@ -66,7 +68,22 @@ class PeerEntry:
     ike: KeyExchange
     #: Ids of the SPD entries whose selectors this peer may obtain (RFC 4301 section 4.4.3.3), in SPD order.
     entries: tuple[str, ...]
+    hosts: tuple[AddressRange, ...] = ()
+    #: Whether it is known by the default response rule alone: never dialled.
+    responds_only: bool = False
     where: Where = field(default=Where(), compare=False)
+
+    def at(self, address: IpAddress) -> PeerEntry | None:
+        """Return the peer that this template stands for at *address*; None if it is none, or not there."""
+        if not any(hosts.version == address.version and hosts.contains(int(address)) for hosts in self.hosts):
+            return None
+        entries = tuple(f"{entry}@{address}" for entry in self.entries)
+        return replace(self, name=peer_at(self.name, address), address=address, entries=entries, hosts=())
+
+
+def peer_at(template: str, address: IpAddress) -> str:
+    """Return the name of the peer at *address* that a PAD entry with ``hosts`` stands for."""
+    return f"{address}={template}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +93,24 @@ class Pad:
     peers: tuple[PeerEntry, ...] = ()
 
     def by_name(self, name: str) -> PeerEntry | None:
-        """Return the peer called *name*."""
-        return next((peer for peer in self.peers if peer.name == name), None)
+        """Return the peer called *name*, which may be a template's at one address."""
+        found = next((peer for peer in self.peers if peer.name == name), None)
+        if found is not None:
+            return found
+        host, _, template = name.partition("=")
+        stands = next((peer for peer in self.peers if peer.hosts and peer.name == template), None)
+        try:
+            return None if stands is None else stands.at(ip_address(host))
+        except ValueError:
+            return None
 
     def candidates(self, address: IpAddress) -> tuple[PeerEntry, ...]:
-        """Return the peers that may speak from *address*: those at it, then those at any address."""
-        exact = tuple(peer for peer in self.peers if peer.address == address)
-        return exact + tuple(peer for peer in self.peers if peer.address is None)
+        """Return the peers that may speak from *address*.
+
+        Those at it, then those that stand for it, then those at any address, the default response rule's last.
+        """
+        exact = [peer for peer in self.peers if peer.address == address]
+        stands = [at for peer in self.peers if (at := peer.at(address)) is not None]
+        anywhere = [peer for peer in self.peers if peer.address is None and not peer.hosts]
+        named = exact + [peer for peer in stands if not peer.responds_only] + anywhere
+        return tuple(named + [peer for peer in stands if peer.responds_only])

@@ -275,6 +275,16 @@ class Flow:
     source_port: int | None = None
     destination_port: int | None = None
 
+    @property
+    def destination_address(self) -> IpAddress:
+        """The destination as an address."""
+        return AddressRange(self.version, self.destination, self.destination).first
+
+    @property
+    def source_address(self) -> IpAddress:
+        """The source as an address."""
+        return AddressRange(self.version, self.source, self.source).first
+
     def __str__(self) -> str:
         def side(address: int, port: int | None) -> str:
             text = str(AddressRange(self.version, address, address).first)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from ipaddress import ip_address
 
+from policy.clock import Nanos
 from policy.lifetimes import Lifetime
 from policy.model import Encapsulation, SecurityMethod, Where
-from policy.pad import Pad
+from policy.pad import Pad, peer_at
 from policy.path import IpAddress
 from policy.proposals import Group
 from policy.selector_index import SelectorIndex
-from policy.selectors import Flow, SelectorPair
+from policy.selectors import AddressRange, Flow, SelectorPair
 
 
 class Disposition(Enum):
@@ -47,6 +50,8 @@ class Protection:
     fallback_clear: bool = False
     encapsulation: Encapsulation = Encapsulation.AUTO
     replay_window: int = 1024
+    #: A pair of SAs that carried nothing for this long is deleted; None: never.
+    idle: Nanos | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +70,30 @@ class SpdEntry:
     inbound: bool
     disposition: Disposition
     protection: Protection | None = None
+    #: Each remote host has SAs of its own: the remote address is populated from the packet (RFC 4301 section
+    #: 4.4.1.2). Such an entry is a template; what is negotiated, held and shown is ``for_host`` of it.
+    per_host: bool = False
     #: The filter as the operator wrote it, for messages.
     filter: str = field(default="", compare=False)
     #: Why the disposition is not the filter action's, if it is not.
     note: str = field(default="", compare=False)
     where: Where = field(default=Where(), compare=False)
+
+    def for_host(self, remote: IpAddress) -> SpdEntry:
+        """Return the entry for one remote host: itself, unless it is a template (``per_host``).
+
+        Its id is the template's, "@" and the address; its peer is the PAD's peer at that address.
+        """
+        if not self.per_host or self.protection is None:
+            return self
+        host = replace(self.selectors.remote, addresses=AddressRange.of(remote))
+        return replace(
+            self,
+            id=f"{self.id}@{remote}",
+            selectors=replace(self.selectors, remote=host),
+            protection=replace(self.protection, peer=peer_at(self.protection.peer, remote)),
+            per_host=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +127,24 @@ class Spd:
         return None if at is None else self.entries[at]
 
     def entry(self, entry_id: str) -> SpdEntry | None:
-        """Return the entry of that id."""
+        """Return the entry of that id, which may be a template's for one host."""
         if len(self._by_id) != len(self.entries):
             for entry in reversed(self.entries):
                 self._by_id[entry.id] = entry
-        return self._by_id.get(entry_id)
+        found = self._by_id.get(entry_id)
+        if found is not None:
+            return found
+        stem, _, host = entry_id.rpartition("@")
+        template = self._by_id.get(stem)
+        if template is None or not template.per_host:
+            return None
+        try:
+            remote = ip_address(host)
+        except ValueError:
+            return None
+        addresses = template.selectors.remote.addresses
+        inside = remote.version == addresses.version and addresses.contains(int(remote))
+        return template.for_host(remote) if inside else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +160,14 @@ class Snapshot:
     pad: Pad = Pad()
     #: This host's addresses when the snapshot was compiled.
     local_addresses: tuple[IpAddress, ...] = ()
+    #: The default response rule: what a peer that no other rule names may ask to have secured; it is granted what
+    #: it asks for, host to host, as an entry of its own ("<Dynamic>") that lives as long as its SAs.
+    response: SpdEntry | None = None
     #: The addresses that DNS names of the policy had then.
     names: tuple[tuple[str, tuple[IpAddress, ...]], ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def with_dynamic(self, entries: Iterable[SpdEntry]) -> Snapshot:
+        """Return this snapshot with the dynamic entries of the default response rule, after all others."""
+        added = tuple(entries)
+        return replace(self, spd=Spd(self.spd.entries + added)) if added else self

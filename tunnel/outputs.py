@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ike.events import Event
+from policy.clock import Nanos
 from policy.explain import Direction
+from policy.path import IpAddress
 from policy.selectors import Flow
+from policy.spd import Snapshot
 from tunnel.dataplane.contract import Transmit, WriteTun
 
 
@@ -18,7 +21,23 @@ class TunMtu:
     mtu: int
 
 
-Output: TypeAlias = Transmit | WriteTun | TunMtu | Event
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """Steering and guard should be those of this snapshot: dynamic entries came or went."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class SoftSa:
+    """Two hosts may talk in clear for *lifetime* nanoseconds where an entry has ``fallback_clear``; 0 ends it."""
+
+    local: IpAddress
+    remote: IpAddress
+    lifetime: Nanos
+
+
+Output: TypeAlias = Transmit | WriteTun | TunMtu | Steer | SoftSa | Event
 
 
 @dataclass(frozen=True, slots=True)

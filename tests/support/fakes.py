@@ -77,6 +77,9 @@ class FakeDataPlane:
     def refuse(self, entry: str, now: Nanos, retry_after: Nanos) -> None:
         self._called("refuse", entry, retry_after)
 
+    def pass_clear(self, entry: str, now: Nanos, until: Nanos) -> None:
+        self._called("pass_clear", entry, until)
+
     def outbound(self, frames: list[TunFrame], now: Nanos) -> None:
         self._called("outbound", len(frames))
         self._answer()

@@ -40,6 +40,9 @@ class DropReason(Enum):
     TTL_EXPIRED = "ttl_expired"  # hop limit reached zero at encapsulation
     FRAGMENT_PORTS = "fragment_ports"  # a later fragment where the entry needs ports (RFC 4301 section 4.4.1.1)
     UNSUPPORTED = "unsupported"  # extension header chain or protocol that cannot be classified
+    FRAGMENT_TIMEOUT = "fragment_timeout"  # the rest of its datagram never came (RFC 8200 section 4.5)
+    FRAGMENT_OVERLAP = "fragment_overlap"  # fragments that overlap: the datagram is dropped whole (RFC 5722)
+    FRAGMENT_LIMIT = "fragment_limit"  # too many fragments waited; the oldest datagram went
     # inbound
     UNKNOWN_SPI = "unknown_spi"
     SHORT_PACKET = "short_packet"  # ESP/AH packet shorter than its algorithms allow
@@ -53,6 +56,12 @@ class DropReason(Enum):
     ECN_CE_NOT_ECT = "ecn_ce_not_ect"  # RFC 6040 section 4.2: CE outside, not-ECT inside
     OUTER_FRAGMENT = "outer_fragment"  # an IP fragment at ESP input (RFC 4303 section 3.4.1)
     WRONG_ENCAPSULATION = "wrong_encapsulation"
+    WRONG_PROTOCOL = "wrong_protocol"  # ESP for an AH SA's SPI, or AH for an ESP SA's
+    BUNDLE_INCOMPLETE = (
+        "bundle_incomplete"  # AH or ESP alone where both are demanded
+    )
+    NAT_CLASH = "nat_clash"  # two transport peers behind one NAT use one pair of ports (RFC 3948 section 5.2)
+    ICMP_MISMATCH = "icmp_mismatch"  # an ICMP error about a packet that is not the SA's (RFC 4301 section 6.2)
     INTERNAL = "internal"  # a bug of ours: the burst goes on, an event pages someone
 
 
@@ -68,14 +77,18 @@ class WireDatagrams:
     """One read of a socket: equal-sized UDP payloads merged by UDP_GRO, or one raw ESP payload.
 
     *segment_size* is the size of each payload but the last, which may be shorter; 0 means a single payload.
-    *path* is seen from us: local is where it arrived. For raw ESP both ports are 0 and *data* starts at the
-    ESP header. *tos* is the outer DSCP and ECN octet.
+    *path* is seen from us: local is where it arrived. For raw ESP or AH both ports are 0, *data* starts at the ESP
+    or AH header, and *header* is the outer IP header with its options or extension headers, as received; where the
+    host cannot tell it (UDP, IPv6 without extension headers) it is empty. *tos* is the outer DSCP and ECN octet.
     """
 
     path: Path
     data: Buffer
     segment_size: int = 0
     tos: int = 0
+    #: 50 (ESP, also in UDP) or 51 (AH).
+    protocol: int = 50
+    header: Buffer = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,9 @@ class Transmit:
 
     When *segment_size* is not 0, every buffer but the last has that length and the last is not longer: the
     host may send them in one call with UDP_SEGMENT. *tos* is the outer DSCP and ECN octet. *df* asks for DF.
+
+    With *whole* the buffers are IP packets, header and all, to be sent as they are (transport mode and AH without
+    UDP, and the clear packets of a soft SA): each has its own length, and *tos* and *df* are in its header.
     """
 
     path: Path
@@ -91,6 +107,7 @@ class Transmit:
     segment_size: int = 0
     tos: int = 0
     df: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +148,14 @@ class SaParams:
     dormant: bool = False
     #: Whether an authenticated packet from elsewhere may move the path (the peer is behind a NAT).
     follow_nat: bool = False
+    #: Transport mode across a NAT: checksums above IP are made anew (RFC 3948 section 3.1.2), and what comes in
+    #: tells which of several peers at one address a packet out belongs to (section 5.2).
+    nat: bool = False
+    #: AH and ESP on one packet: the Child SA of the other half. Packets go through ESP first, then AH; inbound the
+    #: one is accepted only inside the other.
+    bundle: int | None = None
+    #: Octets that tunnel-mode plaintexts are padded to a multiple of (RFC 4303 section 2.7), 0 for none.
+    tfc: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +302,9 @@ class DataPlane(Protocol):
 
     def refuse(self, entry: str, now: Nanos, retry_after: Nanos) -> None:
         """Drop the packets held for *entry* (ACQUIRE_FAILED); punt no Acquire for *retry_after* nanoseconds."""
+
+    def pass_clear(self, entry: str, now: Nanos, until: Nanos) -> None:
+        """Send the packets held for *entry* in clear, and until *until* all that still come for it: a soft SA."""
 
     def outbound(self, frames: list[TunFrame], now: Nanos) -> None:
         """Protect packets read from the TUN."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from policy.clock import SECOND, Nanos
+from policy.path import RAW_PORT, Endpoint, Path
 from policy.spd import Disposition, Snapshot, SpdEntry
 from tunnel.dataplane import esp
-from tunnel.dataplane.contract import Acquire, Buffer, DropReason, Expire, TunFrame, WriteTun
+from tunnel.dataplane.contract import Acquire, Buffer, DropReason, Expire, Transmit, TunFrame, WriteTun
 from tunnel.dataplane.esp import Segment
 from tunnel.dataplane.flow import FlowError, Parsed
 from tunnel.dataplane.hold import Held, Hold, HoldLimits
@@ -52,19 +53,21 @@ class Outbound:
         #: Entries with an Acquire outstanding, and until when the others are refused.
         self._acquiring: set[str] = set()
         self._refused: dict[str, Nanos] = {}
+        #: Until when entries have a soft SA.
+        self._soft: dict[str, Nanos] = {}
 
     def load(self, snapshot: Snapshot) -> None:
         """Swap the policy; packets held for entries that vanished are dropped."""
         self._snapshot = snapshot
         self._verdicts.clear()
         self.forget_choices()
-        present = {entry.id for entry in snapshot.spd.entries if entry.disposition is Disposition.PROTECT}
         for entry in self.hold.entries():
-            if entry not in present:
+            if not self._protects(entry):
                 gone = sum(frame.packets for frame in self.hold.take(entry))
                 self._ledger.drop_outbound(DropReason.NO_POLICY, gone)
-        self._acquiring &= present
-        self._refused = {entry: until for entry, until in self._refused.items() if entry in present}
+        self._acquiring = {entry for entry in self._acquiring if self._protects(entry)}
+        self._refused = {entry: until for entry, until in self._refused.items() if self._protects(entry)}
+        self._soft = {entry: until for entry, until in self._soft.items() if self._protects(entry)}
 
     def forget_choices(self) -> None:
         """Choose the SA of every flow anew: the SAs changed."""
@@ -91,9 +94,21 @@ class Outbound:
         gone = sum(frame.packets for frame in self.hold.take(entry))
         self._ledger.drop_outbound(DropReason.ACQUIRE_FAILED, gone)
 
+    def pass_clear(self, entry: str, now: Nanos, until: Nanos) -> None:
+        """Send what waits for *entry* in clear, and what still comes for it until *until*."""
+        self._acquiring.discard(entry)
+        self._soft[entry] = until
+        for held in self.hold.take(entry):
+            self._one(held.data, now, held)
+        self._transmissions.flush()
+
     def expire_held(self, now: Nanos) -> None:
         """Drop what waited too long."""
         self._ledger.drop_outbound(DropReason.HOLD_EXPIRED, self.hold.expire(now))
+
+    def _protects(self, entry_id: str) -> bool:
+        entry = self._snapshot.spd.entry(entry_id)
+        return entry is not None and entry.disposition is Disposition.PROTECT
 
     def _one(self, data: Buffer, now: Nanos, held: Held | None) -> int:
         """Account for one frame entirely, whatever it is; return how many packets it stands for."""
@@ -148,6 +163,9 @@ class Outbound:
         sa = self._sad.choose(entry, flow)
         if sa is not None and not sa.dormant:
             return sa
+        if sa is None and now < self._soft.get(entry, now):
+            self._pass(frame)
+            return None
         if sa is None and held is not None:
             self._refused[entry] = now + _UNFIT_BACKOFF
         if sa is None and now < self._refused.get(entry, now):
@@ -161,6 +179,14 @@ class Outbound:
             self._ledger.outputs.append(Acquire(entry, flow))
         return None
 
+    def _pass(self, frame: Frame) -> None:
+        """Send a frame in clear, packet by packet: its entry has a soft SA."""
+        flow = frame.outline().flow
+        path = Path(Endpoint(flow.source_address, RAW_PORT), Endpoint(flow.destination_address, RAW_PORT))
+        packets = tuple(b"".join(part) for part in segments(frame))
+        self._ledger.outputs.append(Transmit(path, packets, whole=True))
+        self._ledger.outbound_out += frame.count
+
     def _look_up(self, parsed: Parsed) -> _Verdict:
         """Search the SPD."""
         try:
@@ -171,7 +197,7 @@ class Outbound:
             return _Verdict(None, DropReason.NO_POLICY)
         match entry.disposition:
             case Disposition.PROTECT:
-                return _Verdict(entry)
+                return _Verdict(entry.for_host(parsed.flow.destination_address))
             case Disposition.DISCARD:
                 return _Verdict(None, DropReason.DISCARD_POLICY)
             case Disposition.BYPASS:  # steering sends no such packet here, and none leaves in clear from here

@@ -103,6 +103,10 @@ class ReferenceDataPlane:
         """Drop the packets held for *entry* (ACQUIRE_FAILED); punt no Acquire for *retry_after* nanoseconds."""
         self._outbound.refuse(entry, now, retry_after)
 
+    def pass_clear(self, entry: str, now: Nanos, until: Nanos) -> None:
+        """Send the packets held for *entry* in clear, and until *until* all that still come for it: a soft SA."""
+        self._outbound.pass_clear(entry, now, until)
+
     def outbound(self, frames: list[TunFrame], now: Nanos) -> None:
         """Protect packets read from the TUN."""
         self._outbound.burst(frames, now)
