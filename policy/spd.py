@@ -161,8 +161,9 @@ class Snapshot:
     #: This host's addresses when the snapshot was compiled.
     local_addresses: tuple[IpAddress, ...] = ()
     #: The default response rule: what a peer that no other rule names may ask to have secured; it is granted what
-    #: it asks for, host to host, as an entry of its own ("<Dynamic>") that lives as long as its SAs.
-    response: SpdEntry | None = None
+    #: it asks for, host to host, as an entry of its own that lives as long as its SAs. One entry an IP version, of
+    #: the rule "<Dynamic>"; empty when the policy has no such rule.
+    response: tuple[SpdEntry, ...] = ()
     #: The addresses that DNS names of the policy had then.
     names: tuple[tuple[str, tuple[IpAddress, ...]], ...] = ()
     warnings: tuple[str, ...] = ()
