@@ -125,9 +125,9 @@ class IkeEndpoint:
             if sa.usable and not any(isinstance(task, IkeRekey) for task in sa.tasks()):
                 sa.start(IkeRekey(), now)
 
-    def terminate_child(self, child: int, now: Nanos) -> None:
+    def terminate_child(self, child: int, now: Nanos, reason: str = "terminated by the operator") -> None:
         """Delete a Child SA."""
-        self._expire(child, True, "terminated by the operator", now)
+        self._expire(child, True, reason, now)
 
     def terminate_peer(self, peer: str, now: Nanos) -> None:
         """Delete the IKE SAs with *peer* and all that hangs on them."""

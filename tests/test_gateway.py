@@ -157,7 +157,7 @@ def test_a_child_that_the_data_plane_refuses_is_torn_down(
     assert [call for call in calls if call[0] == "delete_sa"] == undone
     assert calls[-1] == ("refuse", entry, 30 * SECOND)
     assert ike == [("handle_timeout",), ("terminate_child", 1)]
-    assert [o.name for o in outputs if isinstance(o, Event)] == ["child_refused"]
+    assert [o.name for o in outputs if isinstance(o, Event)] == ["child_refused", "peer_state"]
     assert _entry_state(bench, entry) == ("failed", "the data plane refused it: no such algorithm")
     # IKE tells that it is gone: there is nothing left to remove.
     bench.tell(ChildRemoved(1, 0x1001, 0x2001, "refused"))

@@ -46,7 +46,7 @@ class IkeControl(Protocol):
     def rekey_ike(self, peer: str, now: Nanos) -> None:
         """Rekey the IKE SAs with *peer* now."""
 
-    def terminate_child(self, child: int, now: Nanos) -> None:
+    def terminate_child(self, child: int, now: Nanos, reason: str = "terminated by the operator") -> None:
         """Delete a Child SA."""
 
     def terminate_peer(self, peer: str, now: Nanos) -> None:

@@ -7,6 +7,7 @@ Law: after any one mutation, ``poll`` until it returns None, then read ``deadlin
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping as MappingType
 from typing import TypeAlias, assert_never
 
 from ike.endpoint import IkeEndpoint
@@ -17,6 +18,7 @@ from ike.events import (
     ChildRemoved,
     ChildSa,
     Event,
+    FailureKind,
     IkeOutput,
     Level,
     PathChanged,
@@ -26,8 +28,8 @@ from policy.clock import SECOND, Entropy, Nanos
 from policy.diff import diff
 from policy.path import IKE_PORT, NATT_PORT, Endpoint, IpAddress
 from policy.selectors import Flow
-from policy.spd import Snapshot
-from tunnel.children import Children
+from policy.spd import Snapshot, SpdEntry
+from tunnel.children import Children, EntryState
 from tunnel.commands import execute
 from tunnel.control import ControlFactory, IkeControl
 from tunnel.dataplane.contract import (
@@ -47,7 +49,8 @@ from tunnel.dataplane.contract import (
     WriteTun,
 )
 from tunnel.dataplane.reference import ReferenceDataPlane
-from tunnel.outputs import Command, Output, TunMtu
+from tunnel.outputs import Command, Output, SoftSa, Steer, TunMtu
+from tunnel.soft import Pair, SoftSas, pair_of
 
 #: After the data plane refused a Child SA that was negotiated properly, a bug or a lack: no hurry to try again.
 _RETRY_REFUSED = 30 * SECOND
@@ -71,8 +74,11 @@ class Gateway:
     ) -> None:
         self.dataplane: DataPlane = ReferenceDataPlane() if dataplane is None else dataplane
         self.ike: IkeControl = control(entropy=entropy, last_heard=self._last_heard)
+        #: The policy in force, with the dynamic entries of the default response rule.
         self.snapshot = Snapshot(generation=0)
+        self._compiled = self.snapshot
         self.children = Children()
+        self.soft = SoftSas()
         self._outputs: deque[Output] = deque()
         self._pending: deque[_Pending] = deque()
         self._tun_mtu: int | None = None
@@ -89,11 +95,13 @@ class Gateway:
         moment does a packet meet neither its old SA nor its new policy.
         """
         self._begin()
-        delta = diff(self.snapshot, snapshot)
-        before, self.snapshot = self.snapshot, snapshot
-        self.children.load(snapshot)
-        self.dataplane.load(snapshot, now)
+        delta = diff(self._compiled, snapshot)
+        before, self._compiled = self._compiled, snapshot
+        self.snapshot = snapshot.with_dynamic(self.children.dynamic.values())
+        self.children.load(self.snapshot)
+        self.dataplane.load(self.snapshot, now)
         self._collect()
+        self._end_soft_of_old_entries()
         self.ike.load(snapshot, now)
         self._tables_changed = True
         name = "no policy" if snapshot.policy is None else f'policy "{snapshot.policy}"'
@@ -142,6 +150,9 @@ class Gateway:
         self._begin()
         for draining in self.children.drained(now):
             self._delete(draining.spi_in, inbound=True, child=draining.child)
+        for pair in self.soft.expired(now):
+            self._end_soft(pair, "its time is up", told=False)
+        self._end_unused(now)
         self.dataplane.handle_timeout(now)
         self._collect()
         self.ike.handle_timeout(now)
@@ -177,14 +188,16 @@ class Gateway:
 
     def deadline(self) -> Nanos | None:
         """Return when ``handle_timeout`` is next wanted, None if never. Valid after ``poll`` returned None."""
-        candidates = (self.children.deadline(), self.dataplane.deadline(), self.ike.deadline())
+        candidates = (
+            self.children.deadline(), self.soft.deadline(), self.dataplane.deadline(), self.ike.deadline()
+        )  # fmt: skip
         return min((at for at in candidates if at is not None), default=None)
 
     # For the commands
 
     def start(self, entry: str, flow: Flow | None, now: Nanos) -> None:
         """Negotiate for *entry*."""
-        self.children.negotiating(entry)
+        self.children.negotiating(entry, self._peer(entry))
         self.ike.acquire(entry, flow, now)
 
     @property
@@ -225,6 +238,9 @@ class Gateway:
                 case _:
                     self._punted(output, now)
             self._collect()
+        for change in self.children.changes:
+            self._outputs.append(change.event())
+        self.children.changes.clear()
         if self._tables_changed:
             self._tables_changed = False
             mtu = self.dataplane.tun_mtu()
@@ -248,10 +264,8 @@ class Gateway:
                     self.dataplane.update_path(child, path)
                     self.children.move(child, path)
                 self._tables_changed = True
-            case AcquireFailed(entry=entry, reason=reason, retry_after=retry_after):
-                self.children.failed(entry, reason)
-                self._failed[entry] = reason
-                self.dataplane.refuse(entry, now, retry_after)
+            case AcquireFailed():
+                self._acquire_failed(output, now)
             case _:
                 assert_never(output)
 
@@ -283,6 +297,8 @@ class Gateway:
 
     def _install(self, sa: ChildSa, now: Nanos) -> None:
         """Inbound before outbound (RFC 7296 section 2.8), then what waited for it."""
+        if sa.dynamic is not None and sa.entry not in self.children.dynamic:
+            self._dynamic({**self.children.dynamic, sa.entry: sa.dynamic}, now)
         try:
             self.dataplane.add_sa(_params(sa, inbound=True), now)
         except ValueError as error:
@@ -294,7 +310,12 @@ class Gateway:
             self._delete(sa.spi_in, inbound=True, child=sa.child)
             self._refuse(sa, str(error), now)
             return
-        self.children.install(sa, now)
+        entry = self.snapshot.spd.entry(sa.entry)
+        idle = None if entry is None or entry.protection is None else entry.protection.idle
+        self.children.install(sa, now, idle)
+        pair = None if entry is None else pair_of(entry)
+        if pair is not None and self.soft.has(pair):
+            self._end_soft(pair, "the peer speaks IPsec now", told=True)
         self._tables_changed = True
         self._collect()
         self.dataplane.release(sa.entry, now)
@@ -304,8 +325,9 @@ class Gateway:
         text = f"the data plane refused it: {reason}"
         fields = {"child": sa.child, "entry": sa.entry, "peer": sa.peer, "reason": reason}
         self._outputs.append(Event("child_refused", Level.WARNING, f"child {sa.spi_in:08x}: {text}", fields))
-        self.children.failed(sa.entry, text)
+        self.children.failed(sa.entry, sa.peer, text)
         self._failed[sa.entry] = text
+        self._drop_stale_dynamic(now)
         self.ike.terminate_child(sa.child, now)
         if not self.children.of_entry(sa.entry):
             self.dataplane.refuse(sa.entry, now, _RETRY_REFUSED)
@@ -320,6 +342,75 @@ class Gateway:
             self.children.drain(removed.child, removed.spi_in, now + removed.drain)
         else:
             self._delete(removed.spi_in, inbound=True, child=removed.child)
+        self._drop_stale_dynamic(now)
+
+    def _acquire_failed(self, failure: AcquireFailed, now: Nanos) -> None:
+        """Nobody answered and policy allows clear: a soft SA. Else what waits is dropped."""
+        entry = self.snapshot.spd.entry(failure.entry)
+        begun = None
+        if failure.kind is FailureKind.NO_ANSWER and entry is not None:
+            begun = self.soft.begin(entry, now)
+        peer = self._peer(failure.entry)
+        if begun is None:
+            self.children.failed(failure.entry, peer, failure.reason)
+            self._failed[failure.entry] = failure.reason
+            self.dataplane.refuse(failure.entry, now, failure.retry_after)
+            return
+        soft, gone = begun
+        for pair in gone:
+            self._end_soft(pair, "too many soft SAs", told=True)
+        self.children.soft(failure.entry, peer, failure.reason)
+        self._outputs.append(SoftSa(*soft.pair, soft.until - now))
+        self.dataplane.pass_clear(failure.entry, now, soft.until)
+
+    def _end_soft(self, pair: Pair, why: str, *, told: bool) -> None:
+        """End the soft SA of *pair*; *told*: the host has to be told, for it has not expired there by itself."""
+        for entry in self.soft.end(pair):
+            if self.children.state(entry)[0] is EntryState.SOFT:
+                self.children.down(entry, self._peer(entry), why)
+        if told:
+            self._outputs.append(SoftSa(*pair, 0))
+
+    def _end_soft_of_old_entries(self) -> None:
+        """A new policy may allow less: soft SAs whose entries do not fall back any more end."""
+        for entry_id in self.soft.entries():
+            entry, had = self.snapshot.spd.entry(entry_id), self.soft.pair(entry_id)
+            if had is not None and (entry is None or pair_of(entry) != had):
+                self._end_soft(had, "the policy does not allow it any more", told=True)
+
+    def _end_unused(self, now: Nanos) -> None:
+        """Delete Child SAs that carried nothing in either direction for their idle time."""
+        for child in self.children.idle(now):
+            installed = self.children.get(child)
+            entry = None if installed is None else self.snapshot.spd.entry(installed.sa.entry)
+            idle = None if entry is None or entry.protection is None else entry.protection.idle
+            if installed is None or idle is None:
+                self.children.used(child, None)
+                continue
+            sa = installed.sa
+            sent = self.dataplane.query_sa(sa.spi_out, inbound=False, child=child)
+            received = self.dataplane.query_sa(sa.spi_in, inbound=True, child=child)
+            last = max(installed.since, *(stats.last_used for stats in (sent, received) if stats is not None))
+            if now - last >= idle:
+                self.children.used(child, None)
+                self.ike.terminate_child(child, now, f"unused for {idle // SECOND} s")
+            else:
+                self.children.used(child, last + idle)
+
+    def _dynamic(self, entries: MappingType[str, SpdEntry], now: Nanos) -> None:
+        """Put the entries of the default response rule in force: for the packets here, and for the host's."""
+        self.snapshot = self._compiled.with_dynamic(entries.values())
+        self.dataplane.load(self.snapshot, now)
+        self._outputs.append(Steer(self.snapshot))
+
+    def _drop_stale_dynamic(self, now: Nanos) -> None:
+        present = len(self.snapshot.spd.entries) - len(self._compiled.spd.entries)
+        if present != len(self.children.dynamic):
+            self._dynamic(self.children.dynamic, now)
+
+    def _peer(self, entry_id: str) -> str:
+        entry = self.snapshot.spd.entry(entry_id)
+        return "" if entry is None or entry.protection is None else entry.protection.peer
 
     def _delete(self, spi: int, *, inbound: bool, child: int) -> None:
         self.dataplane.delete_sa(spi, inbound=inbound, child=child)
@@ -360,4 +451,6 @@ def _params(sa: ChildSa, *, inbound: bool) -> SaParams:
         hard_bytes=None if inbound else sa.hard_bytes,
         dormant=not inbound and sa.dormant,
         follow_nat=sa.follow_nat,
+        nat=sa.nat,
+        bundle=sa.bundle,
     )

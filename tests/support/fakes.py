@@ -171,7 +171,7 @@ class FakeControl:
     def rekey_ike(self, peer: str, now: Nanos) -> None:
         self._called("rekey_ike", peer)
 
-    def terminate_child(self, child: int, now: Nanos) -> None:
+    def terminate_child(self, child: int, now: Nanos, reason: str = "") -> None:
         self._called("terminate_child", child)
 
     def terminate_peer(self, peer: str, now: Nanos) -> None:

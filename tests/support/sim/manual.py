@@ -93,7 +93,7 @@ class ManualControl:
     def rekey_ike(self, peer: str, now: Nanos) -> None:
         """There is no IKE SA."""
 
-    def terminate_child(self, child: int, now: Nanos) -> None:
+    def terminate_child(self, child: int, now: Nanos, reason: str = "") -> None:
         """Manual SAs have no end."""
 
     def terminate_peer(self, peer: str, now: Nanos) -> None:
