@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, assert_never
 
 from policy.clock import Nanos
+from policy.path import IpAddress
 from policy.problems import quoted, suggestion
 from policy.spd import Disposition, SpdEntry
 from tunnel.outputs import Command, Explain, Initiate, Rekey, Shutdown, Status, Terminate
@@ -25,8 +26,8 @@ def execute(gateway: Gateway, command: Command, now: Nanos, settle: Callable[[],
             return status(gateway, now)
         case Explain(flow, direction):
             return explain_object(gateway, flow, direction, now)
-        case Initiate(rule):
-            return _initiate(gateway, rule, now, settle)
+        case Initiate(rule, host):
+            return _initiate(gateway, rule, host, now, settle)
         case Rekey(target, ike):
             return _rekey_ike(gateway, target, now) if ike else _rekey(gateway, target, now)
         case Terminate(target):
@@ -39,10 +40,19 @@ def execute(gateway: Gateway, command: Command, now: Nanos, settle: Callable[[],
             assert_never(command)
 
 
-def _initiate(gateway: Gateway, rule: str, now: Nanos, settle: Callable[[], None]) -> dict[str, object]:
+def _initiate(
+    gateway: Gateway, rule: str, host: IpAddress | None, now: Nanos, settle: Callable[[], None]
+) -> dict[str, object]:
     entries = _protected(gateway, rule)
     if not entries:
         return {"error": _no_rule(gateway, rule)}
+    if host is None and all(entry.per_host for entry in entries):
+        return {"error": f"rule {quoted(rule)} secures each host by itself: name one, after the rule"}
+    if host is not None:
+        entries = [entry.for_host(host) for entry in entries if _covers(entry, host)]
+        if not entries:
+            return {"error": f"rule {quoted(rule)} has no filter for {host}"}
+    entries = [entry for entry in entries if not entry.per_host]
     up = [entry.id for entry in entries if gateway.children.of_entry(entry.id)]
     started = [entry.id for entry in entries if entry.id not in up]
     for entry in started:
@@ -55,6 +65,11 @@ def _initiate(gateway: Gateway, rule: str, now: Nanos, settle: Callable[[], None
             {"entry": entry, "reason": gateway.failed[entry]} for entry in started if entry in gateway.failed
         ],
     }
+
+
+def _covers(entry: SpdEntry, host: IpAddress) -> bool:
+    addresses = entry.selectors.remote.addresses
+    return addresses.version == host.version and addresses.contains(int(host))
 
 
 def _rekey(gateway: Gateway, rule: str | None, now: Nanos) -> dict[str, object]:
@@ -72,8 +87,8 @@ def _rekey_ike(gateway: Gateway, target: str | None, now: Nanos) -> dict[str, ob
         wanted = present
     elif gateway.snapshot.pad.by_name(target) is not None:
         wanted = [target]
-    elif entries := _protected(gateway, target):
-        wanted = _peers_of(entries)
+    elif _protected(gateway, target):
+        wanted = _peers_of(gateway, target)
     else:
         names = [peer.name for peer in gateway.snapshot.pad.peers]
         rules = [entry.rule for entry in gateway.snapshot.spd.entries]
@@ -86,12 +101,11 @@ def _rekey_ike(gateway: Gateway, target: str | None, now: Nanos) -> dict[str, ob
 
 
 def _terminate(gateway: Gateway, rule: str | None, now: Nanos) -> dict[str, object]:
-    entries = _protected(gateway, rule)
-    if rule is not None and not entries:
+    if rule is not None and not _protected(gateway, rule):
         return {"error": _no_rule(gateway, rule)}
     children = _children(gateway, rule)
     present = _peers_with_sas(gateway, now)
-    wanted = present if rule is None else [peer for peer in _peers_of(entries) if peer in present]
+    wanted = present if rule is None else [peer for peer in _peers_of(gateway, rule) if peer in present]
     kept = {pair.sa.peer for pair in gateway.children if pair.sa.child not in children}
     leaving = [peer for peer in wanted if peer not in kept]
     peer_of = {pair.sa.child: pair.sa.peer for pair in gateway.children}
@@ -115,12 +129,16 @@ def _protected(gateway: Gateway, rule: str | None) -> list[SpdEntry]:
 def _children(gateway: Gateway, rule: str | None) -> list[int]:
     if rule is None:
         return [pair.sa.child for pair in gateway.children]
-    entries = {entry.id for entry in _protected(gateway, rule)}
-    return [pair.sa.child for pair in gateway.children if pair.sa.entry in entries]
+    spd = gateway.snapshot.spd
+    served = [(pair.sa.child, spd.entry(pair.sa.entry)) for pair in gateway.children]
+    return [child for child, entry in served if entry is not None and entry.rule == rule]
 
 
-def _peers_of(entries: list[SpdEntry]) -> list[str]:
-    return list(dict.fromkeys(entry.protection.peer for entry in entries if entry.protection is not None))
+def _peers_of(gateway: Gateway, rule: str) -> list[str]:
+    """Return the peers that *rule* names, and those at the hosts that it has SAs with."""
+    named = [entry.protection.peer for entry in _protected(gateway, rule) if entry.protection is not None]
+    children = _children(gateway, rule)
+    return list(dict.fromkeys(named + [pair.sa.peer for pair in gateway.children if pair.sa.child in children]))
 
 
 def _peers_with_sas(gateway: Gateway, now: Nanos) -> list[str]:

@@ -56,9 +56,10 @@ class Explain:
 
 @dataclass(frozen=True, slots=True)
 class Initiate:
-    """Negotiate every entry of the rule called *rule* now."""
+    """Negotiate every entry of the rule called *rule* now; with *host* where it secures each host by itself."""
 
     rule: str
+    host: IpAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)

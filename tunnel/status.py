@@ -9,7 +9,7 @@ from ike.status import IkeSaStatus
 from policy.clock import SECOND, Nanos
 from policy.explain import Direction, explain
 from policy.selectors import Flow
-from policy.spd import Disposition
+from policy.spd import Disposition, SpdEntry
 from tunnel.children import EntryState, Installed
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: States of an IKE SA (``IkeSaStatus.state``) in which it carries Child SAs.
 _ESTABLISHED = ("established", "rekeyed")
+#: Hosts of one template that are shown.
+_SHOWN_HOSTS = 1000
 _NEGOTIATING = ("initiating", "authenticating", "half open")
 
 
@@ -26,7 +28,7 @@ def status(gateway: Gateway, now: Nanos) -> dict[str, object]:
     return {
         "policy": snapshot.policy,
         "generation": snapshot.generation,
-        "rules": _rules(gateway),
+        "rules": _rules(gateway, now),
         "peers": _peers(gateway, now),
         "children": [child_object(gateway, installed, now) for installed in gateway.children],
         "drops": {reason.value: count for reason, count in gateway.dataplane.drops().items() if count},
@@ -72,6 +74,7 @@ def explain_object(gateway: Gateway, flow: Flow, direction: Direction | None, no
     if entry is None or entry.disposition is not Disposition.PROTECT:
         state = "dropped" if entry is not None and entry.disposition is Disposition.DISCARD else "passes in clear"
     else:
+        entry = entry.for_host(flow.destination_address if outbound else flow.source_address)
         pairs = gateway.children.of_entry(entry.id)
         fitting = [pair for pair in pairs if _fits(pair, flow, outbound=outbound)]
         found = next((pair for pair in reversed(fitting) if not pair.sa.dormant), None)
@@ -81,17 +84,20 @@ def explain_object(gateway: Gateway, flow: Flow, direction: Direction | None, no
         elif pairs:
             state = "no SA covers it: the peer narrowed the selectors of those that are up"
         else:
-            condition, reason = gateway.children.states(gateway.snapshot)[entry.id]
-            state = _state_text(condition, reason, outbound=outbound)
+            condition, reason = gateway.children.state(entry.id)
+            clear_for = _clear_for(gateway, entry.id, now)
+            state = _state_text(condition, reason, outbound=outbound, clear_for=clear_for)
     answer = explanation.to_dict()
     answer["sa"] = child_object(gateway, found, now) if found else None
     answer["state"] = state
     return answer
 
 
-def _state_text(state: EntryState, reason: str | None, *, outbound: bool) -> str:
+def _state_text(state: EntryState, reason: str | None, *, outbound: bool, clear_for: float | None) -> str:
     why = f": {reason}" if reason else ""
     match state:
+        case EntryState.SOFT:
+            return f"in clear for {clear_for or 0:.0f} s more{why}"
         case EntryState.NEGOTIATING:
             return "negotiating: packets wait for the SA"
         case EntryState.FAILED:
@@ -107,7 +113,7 @@ def _fits(installed: Installed, flow: Flow, *, outbound: bool) -> bool:
     return any(pair.matches_outbound(flow) if outbound else pair.matches_inbound(flow) for pair in pairs)
 
 
-def _rules(gateway: Gateway) -> list[dict[str, object]]:
+def _rules(gateway: Gateway, now: Nanos) -> list[dict[str, object]]:
     states = gateway.children.states(gateway.snapshot)
     rules: dict[str, dict[str, object]] = {}
     entries: dict[str, list[dict[str, object]]] = {}
@@ -129,13 +135,41 @@ def _rules(gateway: Gateway) -> list[dict[str, object]]:
                 "disposition": entry.disposition.value,
                 "state": state.value,
                 "reason": reason,
+                "clear_for_s": _clear_for(gateway, entry.id, now),
+                "per_host": entry.per_host,
+                "hosts": _hosts(gateway, entry, now) if entry.per_host else [],
             }
         )
     return list(rules.values())
 
 
+def _hosts(gateway: Gateway, entry: SpdEntry, now: Nanos) -> list[dict[str, object]]:
+    """Return the hosts of a template that anything is known of, the latest first."""
+    found: list[dict[str, object]] = []
+    for host in reversed(gateway.children.hosts(entry.id)[-_SHOWN_HOSTS:]):
+        state, reason = gateway.children.state(host)
+        found.append(
+            {
+                "host": host.rpartition("@")[2],
+                "id": host,
+                "state": state.value,
+                "reason": reason,
+                "clear_for_s": _clear_for(gateway, host, now),
+            }
+        )
+    return found
+
+
+def _clear_for(gateway: Gateway, entry: str, now: Nanos) -> float | None:
+    until = gateway.soft.until(entry)
+    return None if until is None else _seconds(until - now)
+
+
 def _peers(gateway: Gateway, now: Nanos) -> list[dict[str, object]]:
-    by_peer: dict[str, list[IkeSaStatus]] = {peer.name: [] for peer in gateway.snapshot.pad.peers}
+    # A peer that stands for each host of a range is shown host by host, once there is an IKE SA.
+    by_peer: dict[str, list[IkeSaStatus]] = {
+        peer.name: [] for peer in gateway.snapshot.pad.peers if not peer.hosts
+    }
     for sa in gateway.ike.status(now):
         by_peer.setdefault(sa.peer, []).append(sa)
     failures = gateway.ike.failures()

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from ike.events import Event, Level
+from policy.clock import SECOND
 from policy.path import Endpoint
+from policy.spd import Snapshot
 from tests.support.fakes import PATH
 from tunnel.agent import runtime as module
 from tunnel.agent.runtime import Runtime
 from tunnel.dataplane.contract import Transmit, TunFrame, WriteTun
 from tunnel.host.process import now
 from tunnel.host.tun import TunGone
-from tunnel.outputs import Output, TunMtu
+from tunnel.outputs import Output, SoftSa, Steer, TunMtu
 
 
 class FakeGateway:
@@ -125,6 +127,8 @@ class Bench:
         self.gateway, self.tun, self.wire = FakeGateway(), FakeTun(), FakeWire()
         self.events: list[Event] = []
         self.mtus: list[int] = []
+        self.steered: list[Snapshot] = []
+        self.softened: list[SoftSa] = []
         self.gone = 0
         any_gateway: Any = self.gateway
         any_tun: Any = self.tun
@@ -132,6 +136,7 @@ class Bench:
         self.runtime = Runtime(
             asyncio.get_running_loop(), any_gateway, tun=any_tun, wire=any_wire,
             on_event=self.events.append, on_mtu=self.mtus.append, on_tun_gone=self._gone,
+            on_steer=self.steered.append, on_soft=self.softened.append,
         )  # fmt: skip
         self.runtime.start()
 
@@ -158,13 +163,15 @@ SENT = Transmit(PATH, (b"x",))
 
 async def test_bursts_in_and_outputs_out(bench: Bench) -> None:
     event = Event("e", Level.INFO, "m")
-    bench.gateway.next = [SENT, WriteTun(()), TunMtu(1300), event]
+    soft, snapshot = SoftSa(ip_address("192.0.2.1"), ip_address("192.0.2.2"), SECOND), Snapshot(generation=3)
+    bench.gateway.next = [SENT, WriteTun(()), TunMtu(1300), event, Steer(snapshot), soft]
     bench.tun.ready(3)
     await bench.turn()
     os.write(bench.wire.sockets[4, 4500].far, b"xx")
     await bench.turn()
     assert bench.gateway.inputs == [("tun", 3), ("wire", 2)]
     assert (bench.wire.sent, bench.tun.written, bench.mtus, bench.events) == ([SENT], [()], [1300], [event])
+    assert (bench.steered, bench.softened) == ([snapshot], [soft])
 
 
 async def test_a_readiness_moves_one_bounded_burst(bench: Bench) -> None:

@@ -145,7 +145,14 @@ def test_status_without_a_policy(agent: FakeAgent, capsys: pytest.CaptureFixture
             },
             "verdict   protect",
         ),
-        (("initiate", "R", "--timeout", "5"), {"command": "initiate", "rule": "R", "timeout": 5.0}, '"R" is up'),
+        (
+            ("initiate", "R", "--timeout", "5"),
+            {"command": "initiate", "rule": "R", "host": None, "timeout": 5.0}, '"R" is up',
+        ),
+        (
+            ("initiate", "R", "192.0.2.7"),
+            {"command": "initiate", "rule": "R", "host": "192.0.2.7", "timeout": 30.0}, '"R" is up with 192.0.2.7',
+        ),
         (("rekey",), {"command": "rekey", "target": None, "ike": False}, "rekeying Child SAs 3"),
         (("rekey", "R", "--ike"), {"command": "rekey", "target": "R", "ike": True}, "rekeying IKE SAs of 3"),
         (("terminate", "R"), {"command": "terminate", "target": "R"}, "deleted Child SAs (none was up)"),

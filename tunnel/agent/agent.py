@@ -18,6 +18,7 @@ from typing import TypeVar
 import uvloop
 
 from ike.events import Level
+from policy.clock import SECOND
 from policy.path import Endpoint, IpAddress
 from policy.problems import ConfigErrors
 from policy.spd import Snapshot
@@ -35,7 +36,7 @@ from tunnel.host.sockets import Wire
 from tunnel.host.steering import Steering, counters, forwarding_hints, tune
 from tunnel.host.system import HostError
 from tunnel.host.tun import Tun
-from tunnel.outputs import Command, Shutdown, Status
+from tunnel.outputs import Command, Shutdown, SoftSa, Status
 
 #: DNS names of the policy are looked up again this often; changes of addresses are gathered this long.
 _NAMES_EVERY_S = 60.0
@@ -169,6 +170,7 @@ class Agent:
                 asyncio.get_running_loop(), Gateway(entropy=process.entropy, dataplane=self._dataplane),
                 tun=tun, wire=wire,
                 on_event=self._log.event, on_mtu=self._mtu, on_tun_gone=lambda: self._spawn(self._tun_gone()),
+                on_steer=self._steer, on_soft=self._soft,
             )  # fmt: skip
             self._metrics = await metrics.serve(settings.metrics, self._status) if settings.metrics else None
             self._runtime.gateway.load(self._snapshot, process.now())
@@ -245,10 +247,14 @@ class Agent:
         """Compile and put in force: guard first, then the core, then routes. The caller has the lock."""
         names = await self._resolve(name)
         snapshot = await self._on_host(self._policies.compile, name, self._host, names, self._snapshot)
-        await self._on_host(self._steering.guard, snapshot)
+        gateway = self._runtime.gateway
+        steered = snapshot.with_dynamic(gateway.children.dynamic.values())
+        await self._on_host(self._steering.guard, steered)
         self._names, self._snapshot = names, snapshot
-        self._runtime.gateway.load(snapshot, process.now())
+        gateway.load(snapshot, process.now())
         self._runtime.drain()
+        if gateway.snapshot.spd != steered.spd:  # a peer was granted something while the guard was replaced
+            self._steer(gateway.snapshot)
         for warning in snapshot.warnings:
             self._log.say(Level.WARNING, "config", warning)
         try:
@@ -374,6 +380,13 @@ class Agent:
     def _offload_refused(self, offload: object) -> None:
         self._log.say(Level.WARNING, "offload", "the kernel refuses superpackets on the TUN; going on without")
         self._dataplane.set_offload(self._runtime.tun.offload)
+
+    def _steer(self, snapshot: Snapshot) -> None:
+        """Put steering and guard of dynamic entries in force at once: the peer is answered only behind it."""
+        self._steering.guard(snapshot)
+
+    def _soft(self, soft: SoftSa) -> None:
+        self._steering.soft(soft.local, soft.remote, soft.lifetime // SECOND)
 
     def _mtu(self, mtu: int) -> None:
         try:

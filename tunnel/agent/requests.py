@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from policy.path import IpAddress
 from policy.problems import suggestion
 from policy.selectors import Flow
 from tunnel.agent.control import Request, RequestError
@@ -72,10 +73,11 @@ class Requests:
         timeout = request.get("timeout", _DEFAULT_TIMEOUT_S)
         if not isinstance(timeout, int | float) or not 0 <= timeout <= _MAX_TIMEOUT_S:
             raise RequestError(f"timeout is not a number of seconds from 0 to {_MAX_TIMEOUT_S:.0f}")
-        self._execute(Initiate(rule))
+        host = _host(request)
+        self._execute(Initiate(rule, host))
         waited, pause = 0.0, _POLL_S
         while waited <= timeout:
-            states = self._entries(rule)
+            states = self._entries(rule, host)
             failed = [entry for entry in states if entry["state"] == "failed"]
             if failed:
                 raise RequestError(str(failed[0].get("reason") or "the negotiation failed"))
@@ -84,15 +86,21 @@ class Requests:
             await asyncio.sleep(pause)
             waited += pause
             pause = min(1.2 * pause, _LONGEST_POLL_S)  # a status of thousands of SAs takes its time
-        reason = next((str(entry["reason"]) for entry in self._entries(rule) if entry.get("reason")), "")
+        reason = next((str(entry["reason"]) for entry in self._entries(rule, host) if entry.get("reason")), "")
         raise RequestError(f"not up after {timeout:g} s" + (f": {reason}" if reason else ""))
 
-    def _entries(self, name: str) -> list[dict[str, object]]:
+    def _entries(self, name: str, host: IpAddress | None) -> list[dict[str, object]]:
+        """Return how the entries of a rule fare, of those for each host the one of *host*."""
         rules = self._execute(Status())["rules"]
         found: list[dict[str, object]] = []
         for rule in rules if isinstance(rules, list) else ():
-            if rule["rule"] == name:
-                found += [entry for entry in rule["entries"] if entry["disposition"] == "protect"]
+            for entry in rule["entries"] if rule["rule"] == name else ():
+                if entry["disposition"] != "protect":
+                    continue
+                if entry.get("per_host"):
+                    found += [each for each in entry["hosts"] if each["host"] == str(host)]
+                else:
+                    found.append(entry)
         return found
 
     async def _rekey(self, request: Request) -> dict[str, object]:
@@ -130,6 +138,16 @@ def flow_of(request: Request) -> Flow:
         numbers.append(value if isinstance(value, int) else None)
     protocol, source_port, destination_port = numbers
     return Flow(source.version, protocol or 0, int(source), int(destination), source_port, destination_port)
+
+
+def _host(request: Request) -> IpAddress | None:
+    text = _optional(request, "host")
+    if text is None:
+        return None
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
 
 
 def _text(request: Request, name: str) -> str:

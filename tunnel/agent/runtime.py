@@ -15,13 +15,14 @@ from functools import partial
 from ike.events import Event, Level
 from policy.clock import Nanos
 from policy.path import Endpoint
+from policy.spd import Snapshot
 from tunnel import pump
 from tunnel.dataplane.contract import Transmit, WriteTun
 from tunnel.gateway import Gateway
 from tunnel.host.process import now
 from tunnel.host.sockets import Wire, WireSocket
 from tunnel.host.tun import Tun, TunGone
-from tunnel.outputs import Output, TunMtu
+from tunnel.outputs import Output, SoftSa, Steer, TunMtu
 
 #: Reads a wake-up: sixteen superpackets are about a megabyte, a few milliseconds of work.
 _BURST = 16
@@ -32,7 +33,8 @@ _LOOK_S = 20.0
 class Runtime:
     """Feeds *gateway* from *tun* and *wire* and carries out what it wants.
 
-    *on_tun_gone* is called when the TUN was deleted, *on_mtu* when it should have another MTU.
+    *on_tun_gone* is called when the TUN was deleted, *on_mtu* when it should have another MTU, *on_steer* and
+    *on_soft* when steering and guard should change: before any output behind it is carried out.
     """
 
     def __init__(
@@ -45,12 +47,15 @@ class Runtime:
         on_event: Callable[[Event], None],
         on_mtu: Callable[[int], None],
         on_tun_gone: Callable[[], None],
+        on_steer: Callable[[Snapshot], None],
+        on_soft: Callable[[SoftSa], None],
     ) -> None:
         self._loop = loop
         self.gateway = gateway
         self.tun = tun
         self.wire = wire
         self._on_event, self._on_mtu, self._on_tun_gone = on_event, on_mtu, on_tun_gone
+        self._on_steer, self._on_soft = on_steer, on_soft
         self._timer: asyncio.TimerHandle | None = None
         self._due: Nanos | None = None
         self._reading_tun = False
@@ -152,6 +157,10 @@ class Runtime:
                     self._on_event(output)
                 case TunMtu(mtu):
                     self._on_mtu(mtu)
+                case Steer(snapshot):
+                    self._on_steer(snapshot)
+                case SoftSa():
+                    self._on_soft(output)
         except TunGone:
             self._lose_tun()
         except Exception as error:

@@ -155,8 +155,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _initiate(options: argparse.Namespace) -> int:
-    arguments = {"rule": options.rule, "timeout": options.timeout}
-    return _show(options, call(options.control, "initiate", arguments), lambda _: f'"{options.rule}" is up')
+    arguments = {"rule": options.rule, "host": options.host, "timeout": options.timeout}
+    to = f" with {options.host}" if options.host else ""
+    return _show(options, call(options.control, "initiate", arguments), lambda _: f'"{options.rule}" is up{to}')
 
 
 def _rekey(options: argparse.Namespace) -> int:
@@ -247,6 +248,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = add("initiate", _initiate, "negotiate the SAs of a rule now")
     command.add_argument("rule", metavar="RULE")
+    command.add_argument(
+        "host", metavar="HOST", nargs="?", help="with which host, where the rule secures each host by itself"
+    )
     command.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait (30)")
     command = add("rekey", _rekey, "replace the Child SAs of a rule (or of all) by fresh ones")
     command.add_argument("rule", metavar="RULE", nargs="?")

@@ -10,17 +10,19 @@ from policy.order import OrderRow
 Table = Mapping[str, Any]
 
 _KIB = 1024
+#: Hosts of one rule on the screen; --json has more.
+_HOSTS = 20
 
 
 def status(answer: Table) -> str:
     """Return the status on one screen: policy, peers, SAs, what was dropped and why."""
     policy = answer["policy"] or "none assigned"
     lines = [f"Policy  {policy}  (generation {answer['generation']}, up {duration(answer.get('uptime_s', 0))})"]
-    rows = [
-        [rule["rule"], entry["local"], entry["remote"], _action(entry), _state(entry)]
-        for rule in answer["rules"]
-        for entry in rule["entries"]
-    ]
+    rows = []
+    for rule in answer["rules"]:
+        for entry in rule["entries"]:
+            rows.append([rule["rule"], entry["local"], entry["remote"], _action(entry), _state(entry)])
+            rows += [["", "", f"  {host['host']}", "", _state(host)] for host in entry.get("hosts", ())[:_HOSTS]]
     lines += ["", *columns(["Rule", "Local", "Remote", "Action", "State"], rows)] if rows else []
     for peer in answer["peers"]:
         lines += ["", *_peer(peer)]
@@ -110,6 +112,10 @@ def _action(entry: Table) -> str:
 def _state(entry: Table) -> str:
     if entry["state"] == "n/a":
         return "-"
+    if entry["state"] == "soft":
+        return f"in clear for {duration(entry.get('clear_for_s'))}: {entry['reason']}"
+    if entry.get("per_host"):
+        return f"each host by itself ({len(entry['hosts'])} known)"
     return f"{entry['state']}: {entry['reason']}" if entry.get("reason") else str(entry["state"])
 
 
