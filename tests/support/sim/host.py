@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from ike.endpoint import IkeEndpoint
 from ike.events import Event, Level
-from policy.clock import Nanos
+from policy.clock import SECOND, Nanos
 from policy.compile import compile_policy
 from policy.model import Policy
 from policy.path import RAW_PORT, Endpoint, IpAddress, Path
 from policy.selectors import AddressRange, Flow
-from policy.spd import Disposition, Snapshot
+from policy.spd import Disposition, Snapshot, SpdEntry
 from tests.support.sim import packets
 from tests.support.sim.net import Kind, Link, Packet
 from tests.support.sim.packets import Traffic, flow_of
@@ -22,7 +22,7 @@ from tunnel.control import ControlFactory
 from tunnel.dataplane.contract import Transmit, TunFrame, TunOffload, WireDatagrams, WriteTun
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.gateway import Gateway
-from tunnel.outputs import Command, Output, Status, TunMtu
+from tunnel.outputs import Command, Output, SoftSa, Status, Steer, TunMtu
 
 if TYPE_CHECKING:
     from tests.support.sim.world import World
@@ -79,6 +79,10 @@ class Host:
         self.events: list[Event] = []
         self.deliveries: list[Delivery] = []
         self.guard_drops: dict[str, int] = {}
+        #: What guard and steering go by: the snapshot, with dynamic entries while the daemon says so.
+        self.steered = self.snapshot
+        #: Pairs (local, remote) that may talk in clear where an entry has fallback_clear, and until when.
+        self.soft: dict[tuple[IpAddress, IpAddress], Nanos] = {}
         self.tun_mtu = 0
         self.boots = 0
         self.ledger = Ledger()
@@ -97,13 +101,16 @@ class Host:
             previous=self.snapshot,
         )
         self.world.note(self.name, f"assign {policy.name if policy else None}")
+        self.steered = self.snapshot
         if self.gateway is not None:
+            self.steered = self.snapshot.with_dynamic(self.gateway.children.dynamic.values())
             self._load(self.gateway)
 
     def boot(self) -> None:
         """Start a daemon without any memory."""
         self.boots += 1
         self.ledger = Ledger()
+        self.steered, self.soft = self.snapshot, {}
         offload = TunOffload(tso4=self.coalesce, tso6=self.coalesce)
         dataplane = ReferenceDataPlane(tun_features=offload)
         self.gateway = Gateway(entropy=self.entropy, dataplane=dataplane, control=self.control)
@@ -141,11 +148,15 @@ class Host:
 
         *frame* opens with a virtio header and carries the probes *numbers*.
         """
-        entry = self.snapshot.spd.lookup_outbound(flow_of(flow))
+        entry = self.steered.spd.lookup_outbound(flow_of(flow))
         disposition = entry.disposition if entry is not None else Disposition.BYPASS
         self.world.expect(self, flow, numbers, disposition)
         if disposition is Disposition.DISCARD:
             self._guard("block", len(numbers))
+        elif disposition is Disposition.PROTECT and self._is_soft(entry, flow.source, flow.destination):
+            for packet in packets.segments(frame):
+                self.world.clear(packet)
+                self._send_clear(flow, packet)
         elif disposition is Disposition.BYPASS:
             for packet in packets.segments(frame):
                 self._send_clear(flow, packet)
@@ -176,7 +187,9 @@ class Host:
             path = Path(packet.destination, packet.source)
             if path.local.port != 500:
                 self.ledger.from_wire += 1
-            self.gateway.handle_wire([WireDatagrams(path, packet.payload, 0, packet.tos)], self.world.now)
+            protocol = 51 if packet.kind is Kind.AH else 50
+            datagram = WireDatagrams(path, packet.payload, 0, packet.tos, protocol, packet.header)
+            self.gateway.handle_wire([datagram], self.world.now)
             self._drain()
 
     def too_big(self, packet: Packet, mtu: int, link: Link) -> None:
@@ -227,14 +240,13 @@ class Host:
 
     def _sink(self, output: Output) -> None:
         match output:
+            case Transmit(path, buffers, whole=True):
+                for buffer in buffers:
+                    self._send_whole(path, bytes(buffer))
             case Transmit(path, buffers, _, tos, df):
                 kind = Kind.ESP if path.remote.port == RAW_PORT else Kind.UDP
                 for buffer in buffers:
-                    packet = Packet(kind, path.local, path.remote, bytes(buffer), tos, df)
-                    if _is_esp(packet):
-                        self.ledger.esp_out += 1
-                        self.world.sealed(self, packet)
-                    self.link.send(packet, self)
+                    self._send_sealed(Packet(kind, path.local, path.remote, bytes(buffer), tos, df))
             case WriteTun(frames):
                 for frame in frames:
                     for packet_octets in packets.segments(b"".join(bytes(buffer) for buffer in frame)):
@@ -243,11 +255,44 @@ class Host:
             case TunMtu(mtu):
                 self.tun_mtu = mtu
                 self.world.note(self.name, f"tun mtu {mtu}")
+            case Steer(snapshot):
+                self.steered = snapshot
+                self.world.note(self.name, f"steers {len(snapshot.spd.entries)} entries")
+            case SoftSa(local, remote, lifetime):
+                self.soft[local, remote] = self.world.now + lifetime
+                self.world.note(self.name, f"soft SA {local} {remote} for {lifetime / SECOND:g} s")
             case Event():
                 self.events.append(output)
                 self.world.note(self.name, f"{output.level.name} {output.name}: {output.message}")
                 if output.level >= Level.ERROR:
                     self.world.violate(f"{self.name}: {output.name}: {output.message} {dict(output.fields)}")
+
+    def _send_sealed(self, packet: Packet) -> None:
+        if _is_sealed(packet):
+            self.ledger.esp_out += 1
+            self.world.sealed(self, packet)
+        self.link.send(packet, self)
+
+    def _send_whole(self, path: Path, packet: bytes) -> None:
+        """Send an IP packet as it is: transport mode, AH, or in clear under a soft SA."""
+        protocol, start, df = packets.outer(packet)
+        kind = {50: Kind.ESP, 51: Kind.AH}.get(protocol)
+        if kind is not None:
+            tos = packet[1] if packet[0] >> 4 == 4 else (packet[0] << 4 | packet[1] >> 4) & 0xFF
+            sealed = Packet(kind, path.local, path.remote, packet[start:], tos, df, packet[:start])
+            self._send_sealed(sealed)
+            return
+        flow = packets.parse(packet).flow
+        entry = self.steered.spd.lookup_outbound(flow)
+        if not self._is_soft(entry, flow.source_address, flow.destination_address):
+            self.world.violate(f"{self.name}: sends {flow} in clear without a soft SA")
+        self.world.clear(packet)
+        self.link.send(Packet(Kind.CLEAR, path.local, path.remote, packet), self)
+
+    def _is_soft(self, entry: SpdEntry | None, local: IpAddress, remote: IpAddress) -> bool:
+        if entry is None or entry.protection is None or not entry.protection.fallback_clear:
+            return False
+        return self.soft.get((local, remote), 0) > self.world.now
 
     def _send_clear(self, flow: Traffic, packet: bytes) -> None:
         if self.owns(flow.destination):
@@ -260,11 +305,13 @@ class Host:
         if not self.owns(packet.destination.address):
             self._guard("not ours", 1)
             return
-        entry = self.snapshot.spd.lookup_inbound(packets.parse(packet.payload).flow)
+        flow = packets.parse(packet.payload).flow
+        entry = self.steered.spd.lookup_inbound(flow)
         accepted = (
             entry is None
             or entry.disposition is Disposition.BYPASS
             or (entry.protection is not None and entry.protection.inbound_clear)
+            or self._is_soft(entry, flow.destination_address, flow.source_address)
         )
         if accepted:
             self._deliver(packet.payload, tunnelled=False)
@@ -287,9 +334,9 @@ class Host:
         self.guard_drops[why] = self.guard_drops.get(why, 0) + count
 
 
-def _is_esp(packet: Packet) -> bool:
-    """Whether *packet* is ESP: raw, or on port 4500 neither IKE (marker) nor a keepalive."""
-    if packet.kind is Kind.ESP:
+def _is_sealed(packet: Packet) -> bool:
+    """Whether *packet* is ESP or AH: raw, or on port 4500 neither IKE (marker) nor a keepalive."""
+    if packet.kind in (Kind.ESP, Kind.AH):
         return True
     return packet.source.port == 4500 and len(packet.payload) > 4 and packet.payload[:4] != bytes(4)
 

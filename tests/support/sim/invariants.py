@@ -73,12 +73,12 @@ def delivery(world: World, receiver: Host, got: Delivery, packet: bytes) -> str 
     if got.tunnelled:
         if probe.deliveries:
             return f"probe {got.number} was delivered twice"
-        entry = receiver.snapshot.spd.lookup_inbound(got.flow)
+        entry = receiver.steered.spd.lookup_inbound(got.flow)
         if entry is None or entry.disposition is Disposition.DISCARD:
             return f"probe {got.number} came through an SA to {receiver.name}, whose policy is {entry}"
         if probe.disposition is not Disposition.PROTECT:
             return f"probe {got.number} came through an SA, although its sender had no such policy"
-    elif probe.disposition is Disposition.PROTECT:
+    elif probe.disposition is Disposition.PROTECT and not probe.clear:
         return f"probe {got.number} of a protected flow came in clear"
     return None
 

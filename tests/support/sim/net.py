@@ -19,6 +19,7 @@ class Kind(Enum):
 
     UDP = "udp"
     ESP = "esp"
+    AH = "ah"
     CLEAR = "clear"
 
 
@@ -32,12 +33,16 @@ class Packet:
     payload: bytes
     tos: int = 0
     df: bool = False
+    #: The IP header with options or extension headers, where the sender made it itself.
+    header: bytes = b""
 
     @property
     def size(self) -> int:
         """Octets of the IP packet."""
         if self.kind is Kind.CLEAR:
             return len(self.payload)
+        if self.header:
+            return len(self.header) + len(self.payload)
         header = 20 if self.source.address.version == 4 else 40
         return header + (8 if self.kind is Kind.UDP else 0) + len(self.payload)
 

@@ -123,6 +123,16 @@ def tso_frame(flow: Traffic, numbers: list[int], segment_size: int, sequence: in
     return struct.pack("<BBHHHH", _NEEDS_CSUM, kind, offset + 20, segment_size, offset, 16) + packet
 
 
+def outer(packet: bytes) -> tuple[int, int, bool]:
+    """Return protocol, offset of what it carries, and DF of an IP packet (IPv6: past its extension headers)."""
+    if packet[0] >> 4 == 4:
+        return packet[9], (packet[0] & 15) * 4, bool(packet[6] & 0x40)
+    protocol, at = packet[6], 40
+    while protocol in (0, 43, 60):
+        protocol, at = packet[at], at + 8 + packet[at + 1] * 8
+    return protocol, at, True
+
+
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """What the simulator reads of an inner packet that was delivered."""

@@ -36,6 +36,8 @@ class Probe:
     flow: Traffic
     disposition: Disposition
     payload: bytes
+    #: Whether policy let it go in clear although it wants protection: a soft SA.
+    clear: bool = False
     deliveries: list[Delivery] = field(default_factory=list)
 
 
@@ -182,9 +184,14 @@ class World:
             self.probes[number] = Probe(number, sender.name, self.now, flow, disposition, packets.marker(number))
         self.note(sender.name, f"sends {numbers} {flow.source} > {flow.destination} [{disposition.value}]")
 
+    def clear(self, packet: bytes) -> None:
+        """Take note that a soft SA lets the probes in *packet* go in clear."""
+        for number in packets.find_markers(packet):
+            self.probes[number].clear = True
+
     def sealed(self, sender: Host, packet: Packet) -> None:
-        """Check an ESP packet that leaves a gateway: sequence numbers strictly rise for each SPI."""
-        spi, sequence = struct.unpack_from("!II", packet.payload)
+        """Check an ESP or AH packet that leaves a gateway: sequence numbers strictly rise for each SPI."""
+        spi, sequence = struct.unpack_from("!II", packet.payload, 4 if packet.kind is Kind.AH else 0)
         key = (sender.name, sender.boots, str(packet.destination.address), spi)
         before = self._sequences.get(key, 0)
         if sequence <= before:
@@ -226,13 +233,16 @@ class World:
             self.recording.append((self.now, link, packet))
         for number in packets.find_markers(packet.payload):
             probe = self.probes[number]
-            if probe.disposition is not Disposition.BYPASS:
+            in_the_open = packet.kind is Kind.AH or probe.clear
+            if probe.disposition is not Disposition.BYPASS and not in_the_open:
                 self.violate(f"link {link}: probe {number} of a {probe.disposition.value} flow can be read")
 
 
 def _pcap_record(time: Nanos, packet: Packet) -> bytes:
     octets = packet.payload
-    if packet.kind is not Kind.CLEAR:
+    if packet.header:
+        octets = packet.header + packet.payload
+    elif packet.kind is not Kind.CLEAR:
         flow = Traffic(
             source=packet.source.address,
             destination=packet.destination.address,
