@@ -1,4 +1,7 @@
-"""The story that scripts/demo tells: two sites, two gateways, one tunnel, and what crossed between them."""
+"""The stories that scripts/demo tells.
+
+sites: two sites, two gateways, one tunnel, and what crossed between them. web-server: one port of one host under AH.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import re
 import signal
 import sys
 import time
+
+from demo_teller import Teller
+from demo_web import tell_web_server
 
 from tests.support.agent_process import Agent, Directory
 from tests.support.capture import Capture
@@ -29,34 +35,24 @@ Mirrorgate: two sites, two gateways, one tunnel, all on this machine.
 """
 
 
-class Teller:
-    """Numbers the steps and indents what programs say."""
-
-    def __init__(self) -> None:
-        self._step = 0
-
-    def step(self, text: str) -> None:
-        self._step += 1
-        print(f"{self._step}. {text}", flush=True)
-
-    def detail(self, text: str) -> None:
-        for line in text.rstrip().splitlines():
-            print(f"      {line}".rstrip(), flush=True)
-
-
 def main() -> int:
     """Tell it; 0 when all of it was so."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument(
         "--seconds", type=int, default=5, metavar="N", help="how long each throughput measurement takes (5)"
     )
-    seconds = parser.parse_args().seconds
+    parser.add_argument(
+        "story", nargs="?", choices=("sites", "web-server"), default="sites",
+        help="a tunnel between two sites (the default), or TCP port 80 of a host under AH",
+    )  # fmt: skip
+    options = parser.parse_args()
+    seconds = options.seconds
     if not 1 <= seconds <= 600:
         parser.error("--seconds takes 1 to 600")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     try:
-        return tell(seconds)
+        return tell(seconds) if options.story == "sites" else tell_web_server(Teller())
     except AssertionError as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1

@@ -49,7 +49,8 @@ threading.Event().wait()
 #: Asks for octets over TCP, or sends a datagram and waits for it to come back; prints how many octets came.
 _CLIENT = """
 import socket, sys
-kind, address, port, octets, wait = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
+kind, address = sys.argv[1:3]
+port, octets, wait = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
 family = socket.AF_INET6 if ":" in address else socket.AF_INET
 s = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
 s.settimeout(wait)
@@ -66,7 +67,7 @@ print(got)
 
 @dataclass(slots=True)
 class Hosts:
-    """Hosts 10.9.0.N and fd00:9::N on one bridge; ``link`` is the namespace of the bridge, its ports ``to-NAME``."""
+    """Hosts 10.9.0.N and fd00:9::N on one bridge, in the namespace ``link``, whose ports are ``to-NAME``."""
 
     network: Network
     link: Namespace

@@ -12,6 +12,12 @@ Pure: snapshot in, text for ``nft -f -`` out. The rules stand in SPD order: the 
 * ``output``: the host's own packets, outbound form, marked likewise; a ``route`` chain: the mark re-routes them.
 * ``postrouting``: the guard. Whatever an entry protects leaves through the TUN or from the agent's own sockets, or
   not at all: also while there is no agent, no TUN, no rule and no route.
+* ``cast_in``, ``cast_out``: multicast and broadcast, which no negotiation can secure. On the way in they are exempt
+  from entries that protect, and stopped only by ones that block (as in Windows Server 2003). On the way out they
+  are permitted or blocked, never steered: what an entry protects does not leave, unless it may in clear.
+
+Soft SAs are pairs of hosts in the sets ``soft4`` and ``soft6``, with timeouts: where an entry has
+``fallback_clear`` they pass in clear, at that entry's place in the order, and at the kernel's speed.
 
 The agent's replacement of the table is one transaction: there is no moment without it. The table has no owner, so
 that it outlives the process.
@@ -22,10 +28,19 @@ blocks or protects: they never leave in clear, and the data plane drops them by 
 
 from __future__ import annotations
 
-from policy.path import IKE_PORT, NATT_PORT
-from policy.selectors import ICMP, ICMPV6, AddressRange, PortRange, TrafficSelector
-from policy.spd import Disposition, Snapshot, SpdEntry
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+from policy.model import ConnectionType
+from policy.path import IKE_PORT, NATT_PORT, IpAddress
+from policy.spd import Disposition, Mode, Snapshot, SpdEntry
+from tunnel.host.links import Links
 from tunnel.host.marks import OPENED_MARK, OWN_MARK, STEER_MARK, TABLE
+from tunnel.host.rows import Maps, Row, rules
+
+#: Two hosts that may talk in clear, local first, and for how many seconds more.
+SoftPair: TypeAlias = tuple[IpAddress, IpAddress, int]
+_Rows: TypeAlias = Iterable[Sequence[Row]]
 
 #: Named counters: what the guard stopped, readable while no agent runs.
 COUNTERS = {
@@ -33,29 +48,63 @@ COUNTERS = {
     "clear_out": "clear packets dropped on the way out: the policy protects them and they missed the TUN",
     "blocked": "packets that a block action dropped",
 }
-#: Neighbour discovery never is IPsec's: without it there is no link to send on (RFC 4861; hop limit 255).
+#: Where rows lead: chains, because the elements of a map can hold no more than "goto".
+_ENDS = {
+    "steer": [f"meta mark set {STEER_MARK:#x} accept"],
+    "steer_soft": ["ip saddr . ip daddr @soft4 accept", "ip6 saddr . ip6 daddr @soft6 accept", "goto steer"],
+    "clear_in_soft": ["ip daddr . ip saddr @soft4 accept", "ip6 daddr . ip6 saddr @soft6 accept", "goto clear_in"],
+    "clear_out_soft": ["ip saddr . ip daddr @soft4 accept", "ip6 saddr . ip6 daddr @soft6 accept", "goto clear_out"],
+}  # fmt: skip
+#: Soft SAs at one time; the kernel's memory is not the network's to fill.
+_MAX_SOFT = 65536
+#: Neighbour discovery never is IPsec's: without it there is no link to send on (RFC 4861; hop limit 255). Nor is
+#: listener discovery, by which switches learn who hears neighbour discovery (RFC 3810; hop limit 1).
 _ND = (
     "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect } "
     "ip6 hoplimit 255 accept"
 )
-_LATER_FRAGMENT = {4: "ip frag-off & 0x1fff != 0", 6: "frag frag-off != 0"}
+_MLD = (
+    "icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } "
+    "ip6 hoplimit 1 accept"
+)
 
 
-def render(snapshot: Snapshot, tun: str) -> str:
-    """Return the script that replaces the table: add (if absent), delete, add anew, in one transaction."""
+def render(
+    snapshot: Snapshot, tun: str, *, soft: Sequence[SoftPair] = (), links: Links | None = None
+) -> str:
+    """Return the script that replaces the table: add (if absent), delete, add anew, in one transaction.
+
+    *soft* are the soft SAs in force, *links* the host's interfaces by kind; without them an entry for one kind of
+    interface is one for all of them.
+    """
+    table = _Table(snapshot, tun, links)
+    chains = table.chains()
     lines = [
         f"add table inet {TABLE}",
         f"delete table inet {TABLE}",
         f"table inet {TABLE} {{",
         *(f'  counter {name} {{ comment "{text}"; }}' for name, text in COUNTERS.items()),
     ]
-    lines += _chain("arrived", "", _arrived(snapshot))
-    if _is_hub(snapshot):
-        lines += _chain("opened", "", _opened(snapshot))
-    lines += _chain("prerouting", "type filter hook prerouting priority mangle", _prerouting(snapshot, tun))
-    lines += _chain("output", "type route hook output priority mangle", _output(snapshot))
-    lines += _chain("postrouting", "type filter hook postrouting priority mangle", _postrouting(snapshot, tun))
-    return "\n".join([*lines, "}", ""])
+    for version, word in ((4, "ip"), (6, "ip6")):
+        pairs = [f"{one} . {other} timeout {left}s" for one, other, left in soft if one.version == version]
+        elements = f" elements = {{ {', '.join(pairs[:_MAX_SOFT])} }};" if pairs else ""
+        lines.append(
+            f"  set soft{version} {{ typeof {word} saddr . {word} daddr; flags timeout; size {_MAX_SOFT};{elements} }}"
+        )
+    for name in COUNTERS:
+        lines += _chain(name, [f"counter name {name} drop"])
+    for name, body in _ENDS.items():
+        lines += _chain(name, body)
+    return "\n".join([*lines, *table.maps.render(), *chains, "}", ""])
+
+
+def soft_element(local: IpAddress, remote: IpAddress, seconds: int) -> str:
+    """Return the script that puts a pair into its set for *seconds* more, or takes it out (0)."""
+    name = f"element inet {TABLE} soft{local.version}"
+    pair = f"{local} . {remote}"
+    # An element that is there keeps its timeout: it goes first.
+    script = f"add {name} {{ {pair} timeout 1s }}\ndelete {name} {{ {pair} }}\n"
+    return script + (f"add {name} {{ {pair} timeout {seconds}s }}\n" if seconds > 0 else "")
 
 
 def remove() -> str:
@@ -63,155 +112,172 @@ def remove() -> str:
     return f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
 
 
-def _chain(name: str, hook: str, rules: list[str]) -> list[str]:
+def _chain(name: str, body: Sequence[str], hook: str = "") -> list[str]:
     head = [f"    {hook}; policy accept;"] if hook else []
-    return [f"  chain {name} {{", *head, *(f"    {rule}" for rule in rules), "  }"]
+    return [f"  chain {name} {{", *head, *(f"    {rule}" for rule in body), "  }"]
 
 
-def _prerouting(snapshot: Snapshot, tun: str) -> list[str]:
-    ports = f"{{ {IKE_PORT}, {NATT_PORT} }}"
-    rules = [
-        'iifname "lo" accept',
-        f'iifname "{tun}" meta mark set {OPENED_MARK:#x}',
-        f'iifname "{tun}" {"goto opened" if _is_hub(snapshot) else "accept"}',
-        # RFC 4301 section 4.4.1: IKE has its explicit bypass, and ESP and AH to this host are the agent's.
-        f"fib daddr type local udp dport {ports} accept",
-        "fib daddr type local meta l4proto { esp, ah } accept",
-        # Later fragments of those: without the first, which is checked by its ports, they complete nothing.
-        f"fib daddr type local meta l4proto {{ udp, esp, ah }} {_LATER_FRAGMENT[4]} accept",
-        f"fib daddr type local meta l4proto {{ udp, esp, ah }} {_LATER_FRAGMENT[6]} accept",
-        _ND,
-        "fib daddr type { local, broadcast, multicast } goto arrived",
-    ]
-    for entry in snapshot.spd.entries:
-        if entry.outbound:
-            rules += _rules(entry, _outbound(entry), _steer_verdict(entry))
-        if entry.inbound:
-            rules += _rules(entry, _inbound(entry), _inbound_verdict(entry))
-    return rules
+class _Table:
+    """The chains of one snapshot."""
 
+    def __init__(self, snapshot: Snapshot, tun: str, links: Links | None) -> None:
+        self.maps = Maps()
+        self._entries = snapshot.spd.entries
+        self._tun, self._links = tun, links
+        self._own = {(address.version, int(address)) for address in snapshot.local_addresses}
+        peers = {
+            entry.protection.peer
+            for entry in self._entries
+            if entry.protection is not None and entry.protection.mode is Mode.TUNNEL
+        }
+        self._is_hub = len(peers) > 1
 
-def _arrived(snapshot: Snapshot) -> list[str]:
-    rules = []
-    for entry in snapshot.spd.entries:
-        if entry.inbound:
-            rules += _rules(entry, _inbound(entry), _inbound_verdict(entry))
-    return rules
+    def chains(self) -> list[str]:
+        lines = _chain("arrived", self._of(lambda entry: [*self._inbound(entry, _inbound_verdict(entry))]))
+        lines += _chain("cast_in", self._of(lambda entry: [*self._inbound(entry, _cast_in_verdict(entry))]))
+        lines += _chain("cast_out", self._of(lambda entry: [*self._outbound(entry, _cast_out_verdict(entry), "oif")]))
+        if self._is_hub:
+            lines += _chain("opened", self._opened())
+        hook = "type {} hook {} priority mangle"
+        lines += _chain("prerouting", self._prerouting(), hook.format("filter", "prerouting"))
+        lines += _chain("output", self._output(), hook.format("route", "output"))
+        return lines + _chain("postrouting", self._postrouting(), hook.format("filter", "postrouting"))
 
+    def _of(self, rows: Callable[[SpdEntry], list[Row]]) -> list[str]:
+        return rules(map(rows, self._entries), self.maps)
 
-def _is_hub(snapshot: Snapshot) -> bool:
-    peers = {entry.protection.peer for entry in snapshot.spd.entries if entry.protection is not None}
-    return len(peers) > 1
+    def _prerouting(self) -> list[str]:
+        ports = f"{{ {IKE_PORT}, {NATT_PORT} }}"
+        return [
+            'iifname "lo" accept',
+            f'iifname "{self._tun}" meta mark set {OPENED_MARK:#x}',
+            f'iifname "{self._tun}" {"goto opened" if self._is_hub else "accept"}',
+            # RFC 4301 section 4.4.1: IKE has its explicit bypass, and ESP and AH to this host are the agent's.
+            f"fib daddr type local udp dport {ports} accept",
+            "fib daddr type local meta l4proto { esp, ah } accept",
+            # Later fragments of those: without the first, which is checked by its ports, they complete nothing.
+            "fib daddr type local meta l4proto { udp, esp, ah } ip frag-off & 0x1fff != 0 accept",
+            "fib daddr type local meta l4proto { udp, esp, ah } frag frag-off != 0 accept",
+            _ND,
+            _MLD,
+            "fib daddr type { broadcast, multicast } goto cast_in",
+            "fib daddr type local goto arrived",
+            *self._of(self._transit),
+        ]
 
+    def _transit(self, entry: SpdEntry) -> list[Row]:
+        if self._is_own(entry):
+            return []  # what has an address of this host comes from it or is for it
+        return [
+            *self._outbound(entry, _steer_verdict(entry), "fib daddr oif"),
+            *self._inbound(entry, _inbound_verdict(entry)),
+        ]
 
-def _overlaps(entry: SpdEntry) -> bool:
-    """Whether a packet can have both forms, as with "any to any": then what was opened has come in."""
-    return entry.selectors.local.addresses.intersect(entry.selectors.remote.addresses) is not None
+    def _opened(self) -> list[str]:
+        def rows(entry: SpdEntry) -> list[Row]:
+            found = []
+            dropped = entry.disposition is Disposition.DISCARD
+            if dropped or self._overlaps(entry):
+                found += self._inbound(entry, "goto blocked" if dropped else "accept", anywhere=True)
+            return [*found, *self._outbound(entry, _steer_verdict(entry), "fib daddr oif")]
 
+        return ["fib daddr type local accept", *self._of(rows)]
 
-def _opened(snapshot: Snapshot) -> list[str]:
-    rules = ["fib daddr type local accept"]
-    for entry in snapshot.spd.entries:
-        dropped = entry.disposition is Disposition.DISCARD
-        if entry.inbound and (dropped or _overlaps(entry)):
-            rules += _rules(entry, _inbound(entry), "counter name blocked drop" if dropped else "accept")
-        if entry.outbound:
-            rules += _rules(entry, _outbound(entry), _steer_verdict(entry))
-    return rules
+    def _output(self) -> list[str]:
+        return [
+            # The kernel's own, on the TUN as on any interface: listener reports, router solicitations.
+            f'oifname "{self._tun}" fib daddr type multicast drop',
+            f"meta mark {OWN_MARK:#x} accept",
+            'oifname "lo" accept',
+            _ND,
+            _MLD,
+            "fib daddr type { broadcast, multicast } goto cast_out",
+            *self._of(lambda entry: [*self._outbound(entry, _steer_verdict(entry), "oif")]),
+        ]
 
+    def _postrouting(self) -> list[str]:
+        def rows(entry: SpdEntry) -> list[Row]:
+            found = []
+            if entry.disposition is not Disposition.DISCARD and self._overlaps(entry):
+                front = f'iifname "{self._tun}"'
+                found += [Row(r.source, r.destination, r.verdict, front, r.fragments)
+                          for r in self._inbound(entry, "accept", anywhere=True)]  # fmt: skip
+            return [*found, *self._outbound(entry, _guard_verdict(entry), "oif")]
 
-def _output(snapshot: Snapshot) -> list[str]:
-    rules = [f"meta mark {OWN_MARK:#x} accept", 'oifname "lo" accept', _ND]
-    for entry in snapshot.spd.entries:
-        if entry.outbound:
-            rules += _rules(entry, _outbound(entry), _steer_verdict(entry))
-    return rules
+        return [
+            f'oifname {{ "{self._tun}", "lo" }} accept',
+            f"meta mark {OWN_MARK:#x} accept",
+            _ND,
+            _MLD,
+            "fib daddr type { broadcast, multicast } goto cast_out",
+            *self._of(rows),
+        ]
 
+    def _outbound(self, entry: SpdEntry, verdict: str, where: str) -> list[Row]:
+        front = self._interfaces(entry, where)
+        if front is None or not entry.outbound:
+            return []
+        fragments = entry.disposition is not Disposition.BYPASS
+        return [Row(entry.selectors.local, entry.selectors.remote, verdict, front, fragments)]
 
-def _postrouting(snapshot: Snapshot, tun: str) -> list[str]:
-    rules = [f'oifname {{ "{tun}", "lo" }} accept', f"meta mark {OWN_MARK:#x} accept", _ND]
-    for entry in snapshot.spd.entries:
-        if entry.inbound and entry.disposition is not Disposition.DISCARD and _overlaps(entry):
-            rules += [f'iifname "{tun}" {rule}' for rule in _rules(entry, _inbound(entry), "accept")]
-        if not entry.outbound:
-            continue
-        match entry.disposition:
-            case Disposition.BYPASS:
-                verdict = "accept"
-            case Disposition.DISCARD:
-                verdict = "counter name blocked drop"
-            case Disposition.PROTECT:
-                verdict = "counter name clear_out drop"
-        rules += _rules(entry, _outbound(entry), verdict)
-    return rules
+    def _inbound(self, entry: SpdEntry, verdict: str, *, anywhere: bool = False) -> list[Row]:
+        front = "" if anywhere else self._interfaces(entry, "iif")
+        if front is None or not entry.inbound:
+            return []
+        fragments = entry.disposition is not Disposition.BYPASS
+        return [Row(entry.selectors.remote, entry.selectors.local, verdict, front, fragments)]
+
+    def _interfaces(self, entry: SpdEntry, where: str) -> str | None:
+        """Return the match on the interfaces of the entry's kind; None when there is no such interface."""
+        kind = getattr(entry, "interfaces", ConnectionType.ALL)
+        if kind is ConnectionType.ALL or self._links is None:
+            return ""
+        names = self._links.lan if kind is ConnectionType.LAN else self._links.remote_access
+        quoted = ", ".join(f'"{name}"' for name in names)
+        return f"{where}name {{ {quoted} }}" if names else None
+
+    def _is_own(self, entry: SpdEntry) -> bool:
+        local = entry.selectors.local.addresses
+        return local.is_host and (local.version, local.start) in self._own
+
+    def _overlaps(self, entry: SpdEntry) -> bool:
+        """Whether a packet to go on can have both forms, as with "any to any": what was opened has come in."""
+        if self._is_own(entry) or (entry.protection is not None and entry.protection.mode is Mode.TRANSPORT):
+            return False
+        return entry.selectors.local.addresses.intersect(entry.selectors.remote.addresses) is not None
 
 
 def _steer_verdict(entry: SpdEntry) -> str:
-    match entry.disposition:
-        case Disposition.BYPASS:
-            return "accept"
-        case Disposition.DISCARD:
-            return "counter name blocked drop"
-        case Disposition.PROTECT:
-            return f"meta mark set {STEER_MARK:#x} accept"
+    return _verdict(entry, "goto steer_soft" if _may_fall_back(entry) else "goto steer")
+
+
+def _guard_verdict(entry: SpdEntry) -> str:
+    return _verdict(entry, "goto clear_out_soft" if _may_fall_back(entry) else "goto clear_out")
 
 
 def _inbound_verdict(entry: SpdEntry) -> str:
+    if entry.protection is not None and entry.protection.inbound_clear:
+        return _verdict(entry, "accept")
+    return _verdict(entry, "goto clear_in_soft" if _may_fall_back(entry) else "goto clear_in")
+
+
+def _cast_in_verdict(entry: SpdEntry) -> str:
+    return _verdict(entry, "accept")
+
+
+def _cast_out_verdict(entry: SpdEntry) -> str:
+    return _verdict(entry, "accept" if _may_fall_back(entry) else "goto clear_out")
+
+
+def _verdict(entry: SpdEntry, protect: str) -> str:
     match entry.disposition:
         case Disposition.BYPASS:
             return "accept"
         case Disposition.DISCARD:
-            return "counter name blocked drop"
+            return "goto blocked"
         case Disposition.PROTECT:
-            if entry.protection is not None and entry.protection.inbound_clear:
-                return "accept"
-            return "counter name clear_in drop"
+            return protect
 
 
-def _rules(entry: SpdEntry, sides: tuple[TrafficSelector, TrafficSelector], verdict: str) -> list[str]:
-    """Return the rule of one entry in one direction, and the one of its later fragments where it needs ports."""
-    source, destination = sides
-    front = _addresses(source.addresses, destination.addresses)
-    ports = _ports(source, destination)
-    rules = [" ".join([*front, *_protocol(source.protocol), *ports, verdict])]
-    if ports and entry.disposition is not Disposition.BYPASS:
-        fragment = _LATER_FRAGMENT[source.addresses.version]
-        rules.append(" ".join([*front, *_protocol(source.protocol), fragment, verdict]))
-    return rules
-
-
-def _outbound(entry: SpdEntry) -> tuple[TrafficSelector, TrafficSelector]:
-    return entry.selectors.local, entry.selectors.remote
-
-
-def _inbound(entry: SpdEntry) -> tuple[TrafficSelector, TrafficSelector]:
-    return entry.selectors.remote, entry.selectors.local
-
-
-def _addresses(source: AddressRange, destination: AddressRange) -> list[str]:
-    family, word = (("ipv4", "ip"), ("ipv6", "ip6"))[source.version == 6]
-    parts = [f"meta nfproto {family}"]
-    for field, addresses in (("saddr", source), ("daddr", destination)):
-        if not addresses.is_any:
-            parts.append(f"{word} {field} {addresses}")
-    return parts
-
-
-def _protocol(protocol: int) -> list[str]:
-    return [f"meta l4proto {protocol}"] if protocol else []
-
-
-def _ports(source: TrafficSelector, destination: TrafficSelector) -> list[str]:
-    if source.protocol in (ICMP, ICMPV6):
-        # Type and code are one number in both selectors (RFC 4301 section 4.4.1.1).
-        ranges = [side.ports for side in (source, destination) if not side.ports.is_any]
-        return [f"@th,0,16 {_range(ports)}" for ports in ranges[:1]]
-    parts = []
-    for field, side in (("sport", source), ("dport", destination)):
-        if not side.ports.is_any:
-            parts.append(f"th {field} {_range(side.ports)}")
-    return parts
-
-
-def _range(ports: PortRange) -> str:
-    return str(ports.start) if ports.start == ports.end else f"{ports.start}-{ports.end}"
+def _may_fall_back(entry: SpdEntry) -> bool:
+    return entry.protection is not None and entry.protection.fallback_clear

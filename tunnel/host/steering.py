@@ -6,13 +6,18 @@ persistent) and the prohibit routes behind it stay, and the next start takes the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-from policy.path import IpAddress
-from policy.spd import Disposition, Snapshot, SpdEntry
-from tunnel.host import marks, ruleset
+from policy.model import ConnectionType
+from policy.path import IKE_PORT, NATT_PORT, IpAddress
+from policy.selectors import AddressRange, TrafficSelector
+from policy.spd import Disposition, Mode, Snapshot, SpdEntry
+from tunnel.host import links, marks, ruleset
 from tunnel.host.addresses import route_to
 from tunnel.host.system import HostError, ip_batch, run, run_json
 
@@ -20,6 +25,8 @@ from tunnel.host.system import HostError, ip_batch, run, run_json
 _MAX_SELECTOR_RULES = 256
 #: The last resort in our route table; the kernel's largest metric.
 _LAST_METRIC = 4294967295
+#: Protocols whose ports policy routing can see, by the names that ``ip rule`` prints.
+_PORT_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _RULES = (marks.OWN_RULE, marks.MARK_RULE, marks.SELECTOR_RULE, marks.SOURCE_RULE, marks.PAST_RULE)
 
 
@@ -28,10 +35,38 @@ class Steering:
 
     def __init__(self, tun: str) -> None:
         self.tun = tun
+        #: When the soft SA of each pair ends, in seconds of CLOCK_BOOTTIME.
+        self._soft: dict[tuple[IpAddress, IpAddress], float] = {}
+        self._links = links.Links()
+        self._by_kind = False
 
     def guard(self, snapshot: Snapshot) -> None:
-        """Replace the nftables table by the one of *snapshot*, in one transaction. HostError if nft refuses it."""
-        run(["nft", "-f", "-"], stdin=ruleset.render(snapshot, self.tun))
+        """Replace the nftables table by the one of *snapshot*, in one transaction. HostError if nft refuses it.
+
+        The soft SAs in force stay, for the time that they have left.
+        """
+        found = links.current(self.tun)
+        script = ruleset.render(snapshot, self.tun, soft=self._soft_pairs(), links=found)
+        run(["nft", "-f", "-"], stdin=script)
+        self._links = found
+        self._by_kind = any(getattr(entry, "interfaces", ConnectionType.ALL) is not ConnectionType.ALL for entry in snapshot.spd.entries)
+
+    def stale(self) -> bool:
+        """Whether interfaces came or went that the table tells apart: then ``guard`` is due."""
+        return self._by_kind and links.current(self.tun) != self._links
+
+    def soft(self, local: IpAddress, remote: IpAddress, seconds: float) -> None:
+        """Let two hosts talk in clear for *seconds* where an entry has ``fallback_clear``; 0 ends that."""
+        if seconds > 0:
+            self._soft[local, remote] = _now() + seconds
+        else:
+            self._soft.pop((local, remote), None)
+        run(["nft", "-f", "-"], stdin=ruleset.soft_element(local, remote, math.ceil(max(seconds, 0))))
+
+    def _soft_pairs(self) -> list[ruleset.SoftPair]:
+        now = _now()
+        self._soft = {pair: end for pair, end in self._soft.items() if end > now}
+        return [(local, remote, math.ceil(end - now)) for (local, remote), end in self._soft.items()]
 
     def route(self, snapshot: Snapshot) -> None:
         """Make the rules and routes those of *snapshot*; ones that are right already are not touched."""
@@ -86,9 +121,12 @@ class Steering:
             f"{marks.OWN_RULE}: from all fwmark {marks.OPENED_MARK:#x} iif {self.tun} goto {marks.PAST_RULE}",
             f"{marks.MARK_RULE}: from all fwmark {marks.OPENED_MARK:#x} lookup {marks.ROUTE_TABLE}",
         ]
-        pairs = _selector_pairs(snapshot, version)
-        for local, remote in pairs if len(pairs) <= _MAX_SELECTOR_RULES else ():
-            rules.append(f"{marks.SELECTOR_RULE}: from {local} to {remote} lookup {marks.ROUTE_TABLE}")
+        selectors = _selector_rules(snapshot, version)
+        if version == 4 and any(_is_own(selector.local, snapshot) for selector in selectors):
+            # What comes to the own sockets would be thought to belong to the TUN by a strict reverse-path filter.
+            for what in (f"udp sport {IKE_PORT}", f"udp sport {NATT_PORT}", "esp", "ah"):
+                rules.append(f"{marks.OWN_RULE}: from all iif lo ipproto {what} lookup main")
+        rules += [f"{marks.SELECTOR_RULE}: {selector} lookup {marks.ROUTE_TABLE}" for selector in selectors]
         for remote in remotes:
             # An unbound socket looks its route up from 0.0.0.0; in IPv6 only "locally made" can be said.
             unbound = f"from 0.0.0.0 to {remote}" if version == 4 else f"from all to {remote} iif lo"
@@ -152,23 +190,96 @@ def forwarding_hints(snapshot: Snapshot) -> list[str]:
     return hints
 
 
-def _selector_pairs(snapshot: Snapshot, version: int) -> list[tuple[str, str]]:
-    """Return the networks that every packet between them is protected for: they may be routed without a mark.
+def _selector_rules(snapshot: Snapshot, version: int) -> list[_SelectorRule]:
+    """Return the packets that are protected all of them: they may be routed without a mark.
 
-    So what comes out of the TUN passes a strict reverse-path filter, and a socket bound to a local address works.
+    So what comes out of the TUN passes a strict reverse-path filter, a socket bound to a local address works, and
+    one with a protected port knows the TUN's MTU from the start. A host's own sockets choose their source before,
+    without these rules. None when there are too many: the kernel searches them one by one.
     """
     entries = [entry for entry in snapshot.spd.entries if entry.selectors.version == version and entry.outbound]
-    others = [entry for entry in entries if entry.disposition is not Disposition.PROTECT]
-    pairs: dict[tuple[str, str], None] = {}
-    for entry in entries:
-        if not _whole(entry) or any(other.selectors.intersect(entry.selectors) for other in others):
+    others = [entry for entry in entries if not _always_steered(entry)]
+    chosen = [entry for entry in entries if _routable(entry, snapshot)]
+    if len(chosen) > _MAX_SELECTOR_RULES:
+        return []
+    rules: dict[_SelectorRule, None] = {}
+    for entry in chosen:
+        if any(_intersect(other, entry) for other in others):
             continue
-        for local in entry.selectors.local.addresses.prefixes():
-            for remote in entry.selectors.remote.addresses.prefixes():
-                pairs[_network(local), _network(remote)] = None
-        if len(pairs) > _MAX_SELECTOR_RULES:
-            break
-    return list(pairs)
+        for rule in _rules_of(entry):
+            rules[rule] = None
+            if len(rules) > _MAX_SELECTOR_RULES:
+                return []
+    return list(rules)
+
+
+def _always_steered(entry: SpdEntry) -> bool:
+    """Whether what the entry covers goes into the TUN whatever else, and clear packets do not come in for it."""
+    protection = entry.protection
+    return (
+        protection is not None
+        and entry.disposition is Disposition.PROTECT
+        and getattr(entry, "interfaces", ConnectionType.ALL) is ConnectionType.ALL
+        and not protection.inbound_clear
+        and not protection.fallback_clear
+    )
+
+
+def _routable(entry: SpdEntry, snapshot: Snapshot) -> bool:
+    local, remote = entry.selectors.local, entry.selectors.remote
+    if not _always_steered(entry) or local.addresses.is_any:
+        return False
+    if local.ports.is_any and remote.ports.is_any:
+        # Not the whole traffic of a host with many others: that is looked up without us, and the mark steers it.
+        return _whole(entry) and not entry.per_host
+    visible = not (local.ports.is_opaque or remote.ports.is_opaque)
+    return visible and local.protocol in _PORT_PROTOCOLS and _is_own(local.addresses, snapshot)
+
+
+def _intersect(one: SpdEntry, other: SpdEntry) -> bool:
+    mine, theirs = one.selectors.remote.addresses, other.selectors.remote.addresses
+    if mine.end < theirs.start or theirs.end < mine.start:
+        return False
+    return one.selectors.intersect(other.selectors) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _SelectorRule:
+    """A selector of ``ip rule``, printed as that prints it."""
+
+    local: AddressRange
+    remote: AddressRange
+    protocol: int
+    sport: str
+    dport: str
+
+    def __str__(self) -> str:
+        words = [f"from {_network(self.local)}"]
+        if not self.remote.is_any:
+            words.append(f"to {_network(self.remote)}")
+        if self.protocol:
+            words.append(f"ipproto {_PORT_PROTOCOLS[self.protocol]}")
+        for name, ports in (("sport", self.sport), ("dport", self.dport)):
+            if ports:
+                words.append(f"{name} {ports}")
+        return " ".join(words)
+
+
+def _rules_of(entry: SpdEntry) -> Iterator[_SelectorRule]:
+    local, remote = entry.selectors.local, entry.selectors.remote
+    sport, dport = _ports(local), _ports(remote)
+    protocol = local.protocol if sport or dport else 0
+    for here in local.addresses.prefixes():
+        for there in remote.addresses.prefixes():
+            yield _SelectorRule(AddressRange.network(here), AddressRange.network(there), protocol, sport, dport)
+
+
+def _ports(side: TrafficSelector) -> str:
+    return "" if side.ports.is_any else str(side.ports)
+
+
+def _is_own(addresses: AddressRange, snapshot: Snapshot) -> bool:
+    return addresses.is_host and addresses.first in snapshot.local_addresses
 
 
 def _sources(snapshot: Snapshot, version: int) -> dict[str, IpAddress]:
@@ -181,6 +292,8 @@ def _sources(snapshot: Snapshot, version: int) -> dict[str, IpAddress]:
     for entry in snapshot.spd.entries:
         if entry.selectors.version != version or not entry.outbound or not _whole(entry):
             continue
+        if entry.protection is not None and entry.protection.mode is Mode.TRANSPORT:
+            continue  # the host's own choice is right: no network lies behind it
         found = [a for a in own if entry.selectors.local.addresses.contains(int(a))]
         for network in entry.selectors.remote.addresses.prefixes() if found else ():
             remote = _network(network)
@@ -205,6 +318,11 @@ def _whole(entry: SpdEntry) -> bool:
         and not local.addresses.is_any
         and not remote.addresses.is_any
     )
+
+
+def _now() -> float:
+    """Return the seconds since the machine's start, its sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _versions() -> tuple[int, ...]:
