@@ -1,6 +1,7 @@
 """The stories that scripts/demo tells.
 
-sites: two sites, two gateways, one tunnel, and what crossed between them. web-server: one port of one host under AH.
+sites: two sites, two gateways, one tunnel, and what crossed between them.
+web-server: one port of one host under AH.
 """
 
 from __future__ import annotations
