@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from policy.clock import Nanos
 from policy.lifetimes import Lifetime
-from policy.model import Encapsulation, SecurityMethod, Where
+from policy.model import ConnectionType, Encapsulation, SecurityMethod, Where
 from policy.pad import Pad, peer_at
 from policy.path import IpAddress
 from policy.proposals import Group
@@ -73,6 +73,8 @@ class SpdEntry:
     #: Each remote host has SAs of its own: the remote address is populated from the packet (RFC 4301 section
     #: 4.4.1.2). Such an entry is a template; what is negotiated, held and shown is ``for_host`` of it.
     per_host: bool = False
+    #: The kind of interface that the entry is for.
+    interfaces: ConnectionType = ConnectionType.ALL
     #: The filter as the operator wrote it, for messages.
     filter: str = field(default="", compare=False)
     #: Why the disposition is not the filter action's, if it is not.
