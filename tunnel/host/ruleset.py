@@ -12,9 +12,9 @@ Pure: snapshot in, text for ``nft -f -`` out. The rules stand in SPD order: the 
 * ``output``: the host's own packets, outbound form, marked likewise; a ``route`` chain: the mark re-routes them.
 * ``postrouting``: the guard. Whatever an entry protects leaves through the TUN or from the agent's own sockets, or
   not at all: also while there is no agent, no TUN, no rule and no route.
-* ``cast_in``, ``cast_out``: multicast and broadcast, which no negotiation can secure. On the way in they are exempt
-  from entries that protect, and stopped only by ones that block (as in Windows Server 2003). On the way out they
-  are permitted or blocked, never steered: what an entry protects does not leave, unless it may in clear.
+* ``cast_in``, ``cast_out``: multicast and broadcast, which no negotiation can secure. On the way in they are
+  exempt from entries that protect, and stopped only by ones that block (as in Windows Server 2003). On the way out
+  they are permitted or blocked, never steered: what an entry protects does not leave, unless it may in clear.
 
 Soft SAs are pairs of hosts in the sets ``soft4`` and ``soft6``, with timeouts: where an entry has
 ``fallback_clear`` they pass in clear, at that entry's place in the order, and at the kernel's speed.
@@ -42,6 +42,12 @@ from tunnel.host.rows import Maps, Row, rules
 SoftPair: TypeAlias = tuple[IpAddress, IpAddress, int]
 _Rows: TypeAlias = Iterable[Sequence[Row]]
 
+
+def _soft(local: str, remote: str) -> list[str]:
+    words = ((4, "ip"), (6, "ip6"))
+    return [f"{word} {local} . {word} {remote} @soft{version} accept" for version, word in words]
+
+
 #: Named counters: what the guard stopped, readable while no agent runs.
 COUNTERS = {
     "clear_in": "clear packets dropped on the way in: the policy protects them",
@@ -51,10 +57,10 @@ COUNTERS = {
 #: Where rows lead: chains, because the elements of a map can hold no more than "goto".
 _ENDS = {
     "steer": [f"meta mark set {STEER_MARK:#x} accept"],
-    "steer_soft": ["ip saddr . ip daddr @soft4 accept", "ip6 saddr . ip6 daddr @soft6 accept", "goto steer"],
-    "clear_in_soft": ["ip daddr . ip saddr @soft4 accept", "ip6 daddr . ip6 saddr @soft6 accept", "goto clear_in"],
-    "clear_out_soft": ["ip saddr . ip daddr @soft4 accept", "ip6 saddr . ip6 daddr @soft6 accept", "goto clear_out"],
-}  # fmt: skip
+    "steer_soft": [*_soft("saddr", "daddr"), "goto steer"],
+    "clear_in_soft": [*_soft("daddr", "saddr"), "goto clear_in"],
+    "clear_out_soft": [*_soft("saddr", "daddr"), "goto clear_out"],
+}
 #: Soft SAs at one time; the kernel's memory is not the network's to fill.
 _MAX_SOFT = 65536
 #: Neighbour discovery never is IPsec's: without it there is no link to send on (RFC 4861; hop limit 255). Nor is
@@ -69,9 +75,7 @@ _MLD = (
 )
 
 
-def render(
-    snapshot: Snapshot, tun: str, *, soft: Sequence[SoftPair] = (), links: Links | None = None
-) -> str:
+def render(snapshot: Snapshot, tun: str, *, soft: Sequence[SoftPair] = (), links: Links | None = None) -> str:
     """Return the script that replaces the table: add (if absent), delete, add anew, in one transaction.
 
     *soft* are the soft SAs in force, *links* the host's interfaces by kind; without them an entry for one kind of
@@ -87,10 +91,9 @@ def render(
     ]
     for version, word in ((4, "ip"), (6, "ip6")):
         pairs = [f"{one} . {other} timeout {left}s" for one, other, left in soft if one.version == version]
+        head = f"typeof {word} saddr . {word} daddr; flags timeout; size {_MAX_SOFT};"
         elements = f" elements = {{ {', '.join(pairs[:_MAX_SOFT])} }};" if pairs else ""
-        lines.append(
-            f"  set soft{version} {{ typeof {word} saddr . {word} daddr; flags timeout; size {_MAX_SOFT};{elements} }}"
-        )
+        lines.append(f"  set soft{version} {{ {head}{elements} }}")
     for name in COUNTERS:
         lines += _chain(name, [f"counter name {name} drop"])
     for name, body in _ENDS.items():
@@ -135,7 +138,9 @@ class _Table:
     def chains(self) -> list[str]:
         lines = _chain("arrived", self._of(lambda entry: [*self._inbound(entry, _inbound_verdict(entry))]))
         lines += _chain("cast_in", self._of(lambda entry: [*self._inbound(entry, _cast_in_verdict(entry))]))
-        lines += _chain("cast_out", self._of(lambda entry: [*self._outbound(entry, _cast_out_verdict(entry), "oif")]))
+        lines += _chain(
+            "cast_out", self._of(lambda entry: [*self._outbound(entry, _cast_out_verdict(entry), "oif")])
+        )
         if self._is_hub:
             lines += _chain("opened", self._opened())
         hook = "type {} hook {} priority mangle"
@@ -229,7 +234,7 @@ class _Table:
 
     def _interfaces(self, entry: SpdEntry, where: str) -> str | None:
         """Return the match on the interfaces of the entry's kind; None when there is no such interface."""
-        kind = getattr(entry, "interfaces", ConnectionType.ALL)
+        kind = entry.interfaces
         if kind is ConnectionType.ALL or self._links is None:
             return ""
         names = self._links.lan if kind is ConnectionType.LAN else self._links.remote_access

@@ -49,7 +49,7 @@ class Steering:
         script = ruleset.render(snapshot, self.tun, soft=self._soft_pairs(), links=found)
         run(["nft", "-f", "-"], stdin=script)
         self._links = found
-        self._by_kind = any(getattr(entry, "interfaces", ConnectionType.ALL) is not ConnectionType.ALL for entry in snapshot.spd.entries)
+        self._by_kind = any(entry.interfaces is not ConnectionType.ALL for entry in snapshot.spd.entries)
 
     def stale(self) -> bool:
         """Whether interfaces came or went that the table tells apart: then ``guard`` is due."""
@@ -219,7 +219,7 @@ def _always_steered(entry: SpdEntry) -> bool:
     return (
         protection is not None
         and entry.disposition is Disposition.PROTECT
-        and getattr(entry, "interfaces", ConnectionType.ALL) is ConnectionType.ALL
+        and entry.interfaces is ConnectionType.ALL
         and not protection.inbound_clear
         and not protection.fallback_clear
     )
