@@ -7,9 +7,10 @@ run of such filters one look-up in a hash table finds the only one that can matc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from typing import TypeAlias
 
 from policy.selectors import ICMP, ICMPV6, PORT_PROTOCOLS, AddressRange, PortRange, TrafficSelector
 
@@ -40,8 +41,10 @@ class Row:
         return self.source.addresses.version
 
 
+#: The rows of one SPD entry.
+_Step: TypeAlias = Sequence[Row]
 #: What the row looks at: family, prefix lengths, whether a protocol is named, which ports, and its front.
-_Shape = tuple[int, int, int, bool, bool, bool, str]
+_Shape: TypeAlias = tuple[int, int, int, bool, bool, bool, str]
 
 
 @dataclass(slots=True)
@@ -65,33 +68,103 @@ class Maps:
         return lines
 
 
-def rules(steps: Iterable[Sequence[Row]], maps: Maps) -> list[str]:
+def rules(steps: Iterable[_Step], maps: Maps) -> list[str]:
     """Return the rules of *steps*, the rows of each SPD entry in SPD order: the first row that matches decides."""
     lines: list[str] = []
-    by_version: dict[int, list[Sequence[Row]]] = {4: [], 6: []}
+    by_version: dict[int, list[_Step]] = {4: [], 6: []}
     for step in steps:
         if step:
             by_version[step[0].version].append(step)  # the families never meet
     for version in (4, 6):
-        run: list[Sequence[Row]] = []
-        shapes: tuple[_Shape, ...] | None = None
-        later: set[tuple[int, ...]] = set()
-        for step in by_version[version]:
-            found = _shapes(step)
-            if run and (found is None or found != shapes or _meets(step, later)):
-                lines += _run(run, maps)
-                run, later = [], set()
-            shapes = found
-            if found is None:
-                lines += [line for row in step for line in _single(row)]
-                continue
-            run.append(step)
-            later.update(_common(row) for row in step[1:])
-        lines += _run(run, maps)
+        for part in _parts(by_version[version]):
+            if len(part) < MAP_FROM:
+                lines += [line for step in part for row in step for line in _single(row)]
+            elif _in_any_order(part):
+                lines += _regrouped(part, maps)
+            else:
+                for run in _runs(part):
+                    lines += _run(run, maps)
     return lines
 
 
-def _meets(step: Sequence[Row], later: set[tuple[int, ...]]) -> bool:
+def _parts(steps: Sequence[_Step]) -> Iterator[list[_Step]]:
+    """Cut *steps* where neither the verdicts nor the shape go on."""
+    part: list[_Step] = []
+    shapes = None
+    verdicts: tuple[tuple[str, bool], ...] = ()
+    same_shape = same_verdict = True
+    for step in steps:
+        found, said = _shapes(step), _verdicts(step)
+        if part:
+            same_shape = same_shape and found is not None and found == shapes
+            same_verdict = same_verdict and said == verdicts
+            if not (same_shape or same_verdict):
+                yield part
+                part = []
+        if not part:
+            same_shape, same_verdict, shapes, verdicts = found is not None, True, found, said
+        part.append(step)
+    if part:
+        yield part
+
+
+def _verdicts(step: _Step) -> tuple[tuple[str, bool], ...]:
+    return tuple((row.verdict, row.fragments) for row in step)
+
+
+def _in_any_order(part: Sequence[_Step]) -> bool:
+    """Whether all entries say the same, and no packet can match rows that differ."""
+    if any(_verdicts(step) != _verdicts(part[0]) for step in part):
+        return False
+    if len(part[0]) == 1:
+        return True
+    ends = [
+        (addresses.start, addresses.end, number)
+        for step in part
+        for number, row in enumerate(step)
+        for addresses in (row.source.addresses,)
+    ]
+    reached: dict[int, int] = {}
+    for start, end, number in sorted(ends):
+        if any(start <= other for which, other in reached.items() if which != number):
+            return False
+        reached[number] = max(end, reached.get(number, -1))
+    return True
+
+
+def _regrouped(part: Sequence[_Step], maps: Maps) -> list[str]:
+    """Return the rules of rows whose order does not matter: a map for each shape that many have."""
+    lines = []
+    for rows in zip(*part, strict=True):
+        groups: dict[_Shape | None, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(_shape(row), []).append(row)
+        for shape, group in groups.items():
+            if shape is None or len(group) < MAP_FROM:
+                lines += [line for row in group for line in _single(row)]
+            else:
+                lines += _map_of(group, maps)
+    return lines
+
+
+def _runs(steps: Sequence[_Step]) -> Iterator[list[_Step]]:
+    """Cut *steps* into runs of one shape, in which no later row loses to an earlier entry's; others are alone."""
+    run: list[_Step] = []
+    shapes: tuple[_Shape, ...] | None = None
+    later: set[tuple[int, ...]] = set()
+    for step in steps:
+        found = _shapes(step)
+        if run and (found is None or found != shapes or _meets(step, later)):
+            yield run
+            run, later = [], set()
+        shapes = found
+        run.append(step)
+        later.update(_common(row) for row in step[1:])
+    if run:
+        yield run
+
+
+def _meets(step: _Step, later: set[tuple[int, ...]]) -> bool:
     """Whether the first row may match what a later row of an entry before it matches: that one would lose."""
     return len(step) > 1 and _common(step[0]) in later
 
@@ -104,19 +177,19 @@ def _common(row: Row) -> tuple[int, ...]:
     return source.start >> shift, destination.start >> shift, row.source.protocol
 
 
-def _run(run: Sequence[Sequence[Row]], maps: Maps) -> list[str]:
+def _run(run: Sequence[_Step], maps: Maps) -> list[str]:
     if len(run) < MAP_FROM:
         return [line for step in run for row in step for line in _single(row)]
-    lines = []
-    for rows in zip(*run, strict=True):
-        lines.append(_mapped(rows, maps))
-        if _has_ports(rows[0]):
-            late = [row for row in rows if row.fragments]
-            lines += [_mapped(late, maps, later_fragments=True)] if late else []
-    return lines
+    return [line for rows in zip(*run, strict=True) for line in _map_of(rows, maps)]
 
 
-def _shapes(step: Sequence[Row]) -> tuple[_Shape, ...] | None:
+def _map_of(rows: Sequence[Row], maps: Maps) -> list[str]:
+    """Return the rules of rows of one shape: their map, and that of their later fragments."""
+    late = [row for row in rows if row.fragments] if _has_ports(rows[0]) else []
+    return [_mapped(rows, maps), *([_mapped(late, maps, later_fragments=True)] if late else [])]
+
+
+def _shapes(step: _Step) -> tuple[_Shape, ...] | None:
     shapes = tuple(_shape(row) for row in step)
     found = tuple(shape for shape in shapes if shape is not None)
     return found if len(found) == len(shapes) else None
