@@ -16,6 +16,9 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP, IPOption_Router_Alert
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop, PadN
+from scapy.packet import Raw
 
 from policy.path import Endpoint, Path
 from tests.support import netns
@@ -64,9 +67,9 @@ def path(local: str, remote: str, port: int = 4500) -> Path:
 HOME = {4: path("127.0.0.1", "127.0.0.1"), 6: path("::1", "::1")}
 
 
-def opened(version: int = 4, port: int = 4500, **options: Any) -> WireSocket:
+def opened(version: int = 4, port: int = 4500, protocol: int = 17, **options: Any) -> WireSocket:
     return WireSocket(
-        version, port, offload=options.get("offload", True), path_mtu=options.get("path_mtu", _no_mtu)
+        version, port, protocol, offload=options.get("offload", True), path_mtu=options.get("path_mtu", _no_mtu)
     )
 
 
@@ -125,7 +128,7 @@ def test_the_source_is_the_path_s_and_the_destination_is_told() -> None:
 @in_a_namespace
 def test_raw_esp(version: int) -> None:
     home = path(*{4: ("127.0.0.1", "127.0.0.2"), 6: ("::1", "::1")}[version], port=0)
-    sock = opened(version, 0)
+    sock = opened(version, 0, 50)
     packets = [bytes((0, 0, 1, n)) + bytes(60) for n in range(3)]
     sock.send(Transmit(home, tuple(packets), segment_size=64, tos=0x02))
     found = arrived(sock)
@@ -134,6 +137,93 @@ def test_raw_esp(version: int) -> None:
     assert {item.path for item in found} == {Path(home.remote, home.local)}
     assert sock.receive(4) == []
     sock.close()
+
+
+@pytest.mark.parametrize("protocol", [50, 51])
+@in_a_namespace
+def test_whole_ipv4_packets_arrive_with_their_header(protocol: int) -> None:
+    receiver, sender = opened(4, 0, protocol), opened(4, 0, 255)
+    sent = [
+        IP(src="127.0.0.5", dst="127.0.0.2", proto=protocol, id=0x1234, ttl=9, tos=0x2A, flags="DF",
+           options=IPOption_Router_Alert()) / Raw(bytes([n]) * (100 + n))
+        for n in range(3)
+    ]  # fmt: skip
+    home = path("127.0.0.5", "127.0.0.2", 0)
+    sender.send(Transmit(home, tuple(bytes(packet) for packet in sent), whole=True))
+    found = arrived(receiver)
+    assert [bytes(item.header) + bytes(item.data) for item in found] == [bytes(packet) for packet in sent]
+    assert {(len(item.header), item.tos, item.protocol) for item in found} == {(24, 0x2A, protocol)}
+    assert {item.path for item in found} == {Path(home.remote, home.local)}
+    assert (sender.send_errors, receiver.receive_errors) == (0, 0)
+    receiver.close()
+    sender.close()
+
+
+@pytest.mark.parametrize("protocol", [50, 51])
+@in_a_namespace
+def test_whole_ipv6_packets_arrive_with_their_extension_headers(protocol: int) -> None:
+    receiver, sender = opened(6, 0, protocol), opened(6, 0, 255)
+    home = path("::1", "::1", 0)
+    plain = IPv6(src="::1", dst="::1", hlim=9, tc=0x2A, nh=protocol) / Raw(b"p" * 64)
+    extended = (
+        IPv6(src="::1", dst="::1", hlim=9, tc=0x2A)
+        / IPv6ExtHdrHopByHop(options=[PadN(optdata=bytes(4))])
+        / IPv6ExtHdrDestOpt(nh=protocol, options=[PadN(optdata=bytes(4))])
+        / Raw(b"e" * 64)
+    )
+    sender.send(Transmit(home, (bytes(plain), bytes(extended)), whole=True))
+    one, other = arrived(receiver)
+    assert (one.data, one.header, one.tos, one.protocol) == (b"p" * 64, b"", 0x2A, protocol)
+    assert bytes(other.header) + bytes(other.data) == bytes(extended)
+    receiver.close()
+    sender.close()
+
+
+@in_a_namespace
+def test_whole_packets_leave_with_the_mark_and_their_identification() -> None:
+    sender = opened(4, 0, 255)
+    assert sender._socket.getsockopt(socket.SOL_SOCKET, 36) == 0x4D670001
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, 51) as watcher:
+        watcher.settimeout(2)
+        for identification in (1, 0xFFFF, 0):
+            packet = IP(src="127.0.0.1", dst="127.0.0.2", proto=51, id=identification) / Raw(bytes(24))
+            sender.send(Transmit(path("127.0.0.1", "127.0.0.2", 0), (bytes(packet),), whole=True))
+            assert (IP(watcher.recv(2048)).id == identification) is (identification != 0)
+    sender.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@in_a_namespace
+def test_a_whole_packet_above_the_path_mtu_is_reported(version: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFMTU, struct.pack("16si12x", b"lo", 1400))
+    reports: list[tuple[Endpoint, int]] = []
+    sock = opened(version, 0, 255, path_mtu=lambda remote, mtu: reports.append((remote, mtu)))
+    header = IP(src="127.0.0.1", dst="127.0.0.1", proto=51) if version == 4 else IPv6(dst="::1", nh=51)
+    big, small = (bytes(header / Raw(bytes(size))) for size in (1500, 1000))
+    home = Path(*(Endpoint(HOME[version].local.address, 0),) * 2)
+    sock.send(Transmit(home, (big, small, big), whole=True))
+    assert reports == [(Endpoint(home.remote.address, 0), 1400)]
+    assert sock.send_errors == 2
+    sock.close()
+
+
+@pytest.mark.parametrize("protocol", [50, 51])
+@in_a_namespace
+def test_the_kernel_answers_no_esp_or_ah_while_the_socket_is_open(protocol: int) -> None:
+    sender = opened(4, 0, 255)
+    packet = bytes(IP(src="127.0.0.5", dst="127.0.0.2", proto=protocol, id=7) / Raw(bytes(24)))
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
+        icmp.settimeout(0.3)
+        receiver = opened(4, 0, protocol)
+        sender.send(Transmit(path("127.0.0.5", "127.0.0.2", 0), (packet,), whole=True))
+        assert len(arrived(receiver)) == 1
+        with pytest.raises(TimeoutError):
+            icmp.recv(2048)
+        receiver.close()
+        sender.send(Transmit(path("127.0.0.5", "127.0.0.2", 0), (packet,), whole=True))
+        assert IP(icmp.recv(2048))["ICMP"].type == 3  # so it would, without
+    sender.close()
 
 
 @in_a_namespace
@@ -155,11 +245,15 @@ def test_a_datagram_above_the_path_mtu_is_reported_with_df_and_fragmented_withou
         sock.send(Transmit(HOME[version], (bytes(2000),), df=True))
         assert reports.pop() == (Endpoint(HOME[version].remote.address, 4500), 1400)
         assert sock.send_errors == 1
+        sock.send(Transmit(HOME[version], (bytes(2000),), df=True))
+        assert reports == []  # nobody needs to hear it for each packet
+        assert sock.send_errors == 2
+        sock._told.clear()
         # A burst whose segments are too long is the path's fault, not that of the segmentation.
         sock.send(Transmit(HOME[version], (bytes(1390), bytes(1390)), segment_size=1390, df=True))
         assert reports.pop()[1] == 1400
         assert reports == []
-        assert sock.send_errors == 3
+        assert sock.send_errors == 4
         sock.send(Transmit(HOME[version], (bytes(1000), bytes(1000)), segment_size=1000, df=True))
         assert arrived(sock)[0].segment_size == 1000
         sock.send(Transmit(HOME[version], (bytes(2000),), df=False))
@@ -211,7 +305,7 @@ class FakeSocket:
 
 def fake(monkeypatch: pytest.MonkeyPatch, *answers: int) -> tuple[WireSocket, FakeSocket]:
     inner = FakeSocket(*answers)
-    monkeypatch.setattr(sockets, "_open", lambda version, port: inner)
+    monkeypatch.setattr(sockets, "_open", lambda version, port, protocol: inner)
     monkeypatch.setattr(WireSocket, "_configure", lambda self, offload: None)
     monkeypatch.setattr(FakeSocket, "fileno", lambda self: 0, raising=False)
     return opened(), inner
@@ -276,8 +370,13 @@ def test_a_socket_that_only_fails_does_not_hold_the_loop(monkeypatch: pytest.Mon
 @in_a_namespace
 def test_wire_has_a_socket_for_each_path() -> None:
     wire = Wire(offload=True, path_mtu=_no_mtu)
-    assert set(wire.sockets) == {(version, port) for version in (4, 6) for port in (500, 4500, 0)}
-    assert wire.send(Transmit(HOME[6], (b"x",))) is wire.sockets[6, 4500]
+    kinds = ((500, 17), (4500, 17), (0, 50), (0, 51), (0, 255))
+    assert set(wire.sockets) == {(version, *kind) for version in (4, 6) for kind in kinds}
+    assert wire.send(Transmit(HOME[6], (b"x",))) is wire.sockets[6, 4500, 17]
+    raw = path("127.0.0.1", "127.0.0.1", 0)
+    assert wire.send(Transmit(raw, (bytes(64),))) is wire.sockets[4, 0, 50]
+    whole = bytes(IP(src="127.0.0.1", dst="127.0.0.1", proto=51) / Raw(bytes(24)))
+    assert wire.send(Transmit(raw, (whole,), whole=True)) is wire.sockets[4, 0, 255]
     assert wire.send(Transmit(Path(Endpoint(ip_address("::1"), 9), HOME[6].remote), (b"x",))) is None
     assert wire.errors == {"send": 0, "receive": 0}
     with pytest.raises(HostError, match=r"UDP port 500 .* is in use: another IKE daemon"):

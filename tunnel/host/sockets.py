@@ -1,8 +1,12 @@
-"""The wire side: UDP 500 and 4500 and raw ESP, IPv4 and IPv6, with the offloads that the kernel has.
+"""The wire side: UDP 500 and 4500, raw ESP and AH, IPv4 and IPv6, with the offloads that the kernel has.
 
 Sockets are bound to the wildcard: the address a datagram came to is learned from the kernel, and the one it leaves
 from is said with each message, so that addresses may come and go. They carry the agent's mark, which steering and
 guard let pass. UDP_ENCAP is never set: it would hand ESP to the kernel's own IPsec.
+
+While a raw socket is open the kernel answers no packet of its protocol with an ICMP error. Packets that come
+whole, header and all, leave by a raw socket of their own (IP_HDRINCL): the kernel fills in an IPv4 identification
+of 0 and the header's checksum, and changes nothing else.
 
 IP_RECVERR is never set: an ICMP error, which anybody can forge, would raise EPOLLERR, and libuv stops watching a
 descriptor that shows it. What ICMP says of the path MTU is in the kernel's routes: they are asked when the kernel
@@ -13,12 +17,13 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
-from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, Path
+from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
 from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
 from tunnel.host import cmsg
 from tunnel.host.addresses import route_to
@@ -30,6 +35,17 @@ _SO_MARK, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 36, 32, 33
 _SOCKET_BUFFER = 4 << 20
 _SLOT = 65536
 _CONTROL_SPACE = 256
+#: Extension headers come as control messages: three of 2 KiB are more than any honest packet has.
+_CONTROL_SPACE_RAW6 = 6400
+#: IP protocols of the sockets that are not UDP; whole packets go out by the last.
+_UDP, _ESP, _AH, _WHOLE = 17, 50, 51, 255
+_RAW = {
+    _ESP: "raw ESP (IP protocol 50)",
+    _AH: "raw AH (IP protocol 51)",
+    _WHOLE: "whole IP packets (IP_HDRINCL)",
+}
+#: The path MTU toward one address is looked up once in this many seconds.
+_MTU_EVERY = 0.05
 _CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 #: Paths remembered, so that the core compares them by identity; forged sources must not grow it without bound.
 _MAX_PATHS = 4096
@@ -39,15 +55,24 @@ _MAX_WAITING = 256
 _GSO_IMPOSSIBLE = (errno.EIO, errno.EOPNOTSUPP)
 _GSO_REFUSED = (*_GSO_IMPOSSIBLE, errno.EINVAL, errno.EMSGSIZE)
 
+_EXTENSION_FLAGS = (
+    cmsg.IPV6_RECVHOPLIMIT, cmsg.IPV6_RECVHOPOPTS, cmsg.IPV6_RECVRTHDR, cmsg.IPV6_RECVDSTOPTS,
+)  # fmt: skip
+
 PathMtuReport = Callable[[Endpoint, int], None]
 
 
 class WireSocket:
-    """One socket: UDP on *port*, or raw ESP for port 0."""
+    """One socket: UDP on *port*, or for port 0 a raw one of *protocol*; 255 is for whole packets out."""
 
-    def __init__(self, version: int, port: int, *, offload: bool, path_mtu: PathMtuReport) -> None:
-        self.version, self.port = version, port
+    def __init__(
+        self, version: int, port: int, protocol: int = _UDP, *, offload: bool, path_mtu: PathMtuReport
+    ) -> None:
+        self.version, self.port, self.protocol = version, port, protocol
         self._path_mtu = path_mtu
+        #: When the path MTU toward an address was told last.
+        self._told: dict[IpAddress, float] = {}
+        self._control_space = _CONTROL_SPACE_RAW6 if version == 6 and port == RAW_PORT else _CONTROL_SPACE
         self._slot = bytearray(_SLOT)
         self._view = memoryview(self._slot)
         self._paths: dict[tuple[object, bytes], Path] = {}
@@ -59,7 +84,7 @@ class WireSocket:
         #: Datagrams that could not be sent, and received ones that were cut off or had no address.
         self.send_errors = 0
         self.receive_errors = 0
-        self._socket = _open(version, port)
+        self._socket = _open(version, port, protocol)
         try:
             self._configure(offload)
         except BaseException:
@@ -79,10 +104,10 @@ class WireSocket:
     def receive(self, limit: int) -> list[WireDatagrams]:
         """Return what is ready, *limit* reads at the most."""
         datagrams: list[WireDatagrams] = []
-        receive, view = self._socket.recvmsg_into, self._view
+        receive, view, space = self._socket.recvmsg_into, self._view, self._control_space
         for _ in range(limit):
             try:
-                size, ancillary, flags, peer = receive([view], _CONTROL_SPACE)
+                size, ancillary, flags, peer = receive([view], space)
             except BlockingIOError:
                 break
             except OSError:
@@ -121,8 +146,10 @@ class WireSocket:
 
     def _try(self, transmit: Transmit) -> Transmit | None:
         """Send all datagrams of *transmit*; return those that the full socket did not take, or None."""
-        self._dont_fragment(transmit.df)
         ancillary, target = self._way(transmit.path)
+        if transmit.whole:
+            return self._singly(transmit, ancillary, target, None)
+        self._dont_fragment(transmit.df)
         if transmit.tos:
             ancillary = [*ancillary, cmsg.traffic_class(self.version, transmit.tos)]
         refused = None
@@ -161,6 +188,12 @@ class WireSocket:
 
     def _report_mtu(self, remote: Endpoint) -> None:
         """A datagram exceeds the path MTU that the kernel has learned: say which that is."""
+        now = time.monotonic()
+        if now - self._told.get(remote.address, -1.0) < _MTU_EVERY:
+            return
+        if len(self._told) >= _MAX_PATHS:
+            self._told.clear()
+        self._told[remote.address] = now
         route = route_to(remote.address)
         if route is not None:
             self._path_mtu(Endpoint(remote.address, self.port), route.mtu)
@@ -200,9 +233,9 @@ class WireSocket:
         view, tos, local = self._view, said.tos, said.local
         start = 0
         if self.port == RAW_PORT and self.version == 4:  # a raw IPv4 socket reads the IP header too
-            if size < 20:
-                return None
             start = (view[0] & 15) * 4
+            if size < start or start < 20:
+                return None
             tos, local = view[1], bytes(view[16:20])
         path = self._paths.get((peer, local))
         if path is None:
@@ -214,7 +247,13 @@ class WireSocket:
             if len(self._paths) >= _MAX_PATHS:
                 self._paths.clear()
             self._paths[peer, local] = path
-        return WireDatagrams(path, bytes(view[start:size]), said.segment_size, tos)
+        data = bytes(view[start:size])
+        if self.port != RAW_PORT:
+            return WireDatagrams(path, data, said.segment_size, tos)
+        if self.version == 4:
+            return WireDatagrams(path, data, 0, tos, self.protocol, bytes(view[:start]))
+        header = cmsg.header6(said, path.remote.address.packed, self.protocol, size)
+        return WireDatagrams(path, data, 0, tos, self.protocol, header)
 
     def _configure(self, offload: bool) -> None:
         sock = self._socket
@@ -223,10 +262,13 @@ class WireSocket:
         for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
         if self.version == 4:
-            level, flags = socket.IPPROTO_IP, (cmsg.IP_PKTINFO, cmsg.IP_RECVTOS)
+            level = socket.IPPROTO_IP
+            flags: tuple[int, ...] = (cmsg.IP_PKTINFO, cmsg.IP_RECVTOS)
         else:
             level = socket.IPPROTO_IPV6
             flags = (cmsg.IPV6_RECVPKTINFO, cmsg.IPV6_RECVTCLASS)
+            if self.port == RAW_PORT:
+                flags += _EXTENSION_FLAGS
         for flag in flags:
             sock.setsockopt(level, flag, 1)
         if offload and self.port == NATT_PORT:
@@ -240,12 +282,15 @@ class Wire:
     """All sockets of the agent; ``send`` picks the one of a path."""
 
     def __init__(self, *, offload: bool, path_mtu: PathMtuReport) -> None:
-        self.sockets: dict[tuple[int, int], WireSocket] = {}
-        versions = (4, 6) if _has_ipv6() else (4,)
+        #: By IP version, local port and IP protocol; port 0 is raw, and protocol 255 takes whole packets.
+        self.sockets: dict[tuple[int, int, int], WireSocket] = {}
+        kinds = [(port, _UDP) for port in (IKE_PORT, NATT_PORT)] + [(RAW_PORT, protocol) for protocol in _RAW]
         try:
-            for version in versions:
-                for port in (IKE_PORT, NATT_PORT, RAW_PORT):
-                    self.sockets[version, port] = WireSocket(version, port, offload=offload, path_mtu=path_mtu)
+            for version in (4, 6) if _has_ipv6() else (4,):
+                for port, protocol in kinds:
+                    self.sockets[version, port, protocol] = WireSocket(
+                        version, port, protocol, offload=offload, path_mtu=path_mtu
+                    )
         except BaseException:
             self.close()
             raise
@@ -253,7 +298,11 @@ class Wire:
     def send(self, transmit: Transmit) -> WireSocket | None:
         """Send on the socket of the path's family and local port; return it, or None if there is none."""
         path = transmit.path
-        sock = self.sockets.get((path.version, path.local.port))
+        if transmit.whole:
+            sock = self.sockets.get((path.version, RAW_PORT, _WHOLE))
+        else:
+            port = path.local.port
+            sock = self.sockets.get((path.version, port, _ESP if port == RAW_PORT else _UDP))
         if sock is not None:
             sock.send(transmit)
         return sock
@@ -272,12 +321,12 @@ class Wire:
             sock.close()
 
 
-def _open(version: int, port: int) -> socket.socket:
+def _open(version: int, port: int, protocol: int) -> socket.socket:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    what = "raw ESP (IP protocol 50)" if port == RAW_PORT else f"UDP port {port}"
+    what = _RAW[protocol] if port == RAW_PORT else f"UDP port {port}"
     try:
         if port == RAW_PORT:
-            return socket.socket(family, socket.SOCK_RAW, 50)
+            return socket.socket(family, socket.SOCK_RAW, protocol)
         sock = socket.socket(family, socket.SOCK_DGRAM)
     except PermissionError as error:
         raise HostError(f"opening a socket for {what} needs root (or CAP_NET_RAW and CAP_NET_ADMIN)") from error
