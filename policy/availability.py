@@ -1,6 +1,6 @@
 """What the model can say and this version's agent cannot do: refused before a policy is put in force.
 
-The agent does tunnel-mode ESP under IKEv2 with preshared keys. A policy that needs more is never half applied:
+The agent speaks IKEv2 with preshared keys. A policy that needs more is never half applied:
 each need gives one line with a way out.
 """
 
@@ -9,26 +9,15 @@ from __future__ import annotations
 from policy.model import (
     ActionKind,
     CertificateAuth,
-    ConnectionType,
-    FilterAction,
     Policy,
     Rule,
 )
 from policy.problems import ConfigError, quoted
-from policy.proposals import ProtocolId
 
 
 def unavailable(policy: Policy) -> tuple[ConfigError, ...]:
     """Return why *policy* cannot be put in force by this version; empty when it can."""
     found: list[ConfigError] = []
-    if policy.default_response:
-        found.append(
-            ConfigError(
-                policy.where,
-                f"policy {quoted(policy.name)}: the default response rule is not available in this version",
-                "write default_response = false and name the peers in rules",
-            )
-        )
     if policy.ike.version != 2:
         found.append(
             ConfigError(
@@ -46,47 +35,23 @@ def unavailable(policy: Policy) -> tuple[ConfigError, ...]:
 def _rule(rule: Rule) -> list[ConfigError]:
     name = f"rule {quoted(rule.name)}"
     found: list[ConfigError] = []
-    if rule.connection_type is not ConnectionType.ALL:
-        found.append(
-            ConfigError(
-                rule.where,
-                f'{name}: connection_type = "{rule.connection_type.value}" is not available in this version',
-                'write connection_type = "all"',
-            )
-        )
     if rule.filter_action.kind is not ActionKind.NEGOTIATE:
         return found
-    if rule.tunnel_endpoint is None:
-        found.append(
-            ConfigError(
-                rule.where,
-                f"{name}: transport mode is not available in this version",
-                "name the peer's address in tunnel_endpoint",
-            )
-        )
-    return found + _action(rule.filter_action) + _authentication(rule, name)
+    return found + _fallback(rule, name) + _authentication(rule, name)
 
 
-def _action(action: FilterAction) -> list[ConfigError]:
-    name = f"filter action {quoted(action.name)}"
-    found = [
+def _fallback(rule: Rule, name: str) -> list[ConfigError]:
+    """A soft SA is between two hosts: a gateway that does not answer says nothing about those behind it."""
+    if rule.tunnel_endpoint is None or not rule.filter_action.fallback_clear:
+        return []
+    return [
         ConfigError(
-            action.where,
-            f"{name}: AH ({quoted(method.text)}) is not available in this version",
-            'write "esp:..." methods; "esp:null-sha256" gives integrity without encryption',
+            rule.where,
+            f"{name} has a tunnel_endpoint, and its filter action {quoted(rule.filter_action.name)} says "
+            "fallback_clear = true: clear traffic is for hosts, not for what is behind a gateway",
+            "give the tunnel's rule a filter action without fallback_clear",
         )
-        for method in action.methods
-        if any(part.protocol is ProtocolId.AH for part in method.protocols)
     ]
-    if action.fallback_clear:
-        found.append(
-            ConfigError(
-                action.where,
-                f"{name}: fallback_clear = true is not available in this version",
-                "write fallback_clear = false, and a permit rule for hosts that do not support IPsec",
-            )
-        )
-    return found
 
 
 def _authentication(rule: Rule, name: str) -> list[ConfigError]:
@@ -99,14 +64,6 @@ def _authentication(rule: Rule, name: str) -> list[ConfigError]:
         for method in rule.authentication
         if isinstance(method, CertificateAuth)
     ]
-    if len(rule.authentication) > 1:
-        found.append(
-            ConfigError(
-                rule.where,
-                f"{name}: more than one authentication method is not available in this version",
-                "keep the first one",
-            )
-        )
     if not rule.authentication:
         found.append(
             ConfigError(

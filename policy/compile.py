@@ -13,10 +13,12 @@ next compilation that finds an address opens them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from policy.availability import unavailable
+from policy.clock import SECOND
+from policy.defaults import DEFAULT_RESPONSE
 from policy.lint import filter_text
 from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Special
 from policy.order import sort_key
@@ -37,6 +39,13 @@ _DISPOSITIONS = {
     ActionKind.BLOCK: Disposition.DISCARD,
     ActionKind.NEGOTIATE: Disposition.PROTECT,
 }
+
+
+#: A pair of SAs with one of many hosts that carried nothing for this long is deleted, as in Windows.
+HOST_IDLE = 300 * SECOND
+#: The rule of the entries that the default response rule grants, as Windows shows it.
+DYNAMIC = "<Dynamic>"
+_NO_SELECTORS = SelectorPair(TrafficSelector(0, AddressRange.any(4)), TrafficSelector(0, AddressRange.any(4)))
 
 
 def no_names(_name: str) -> Sequence[IpAddress]:
@@ -133,6 +142,8 @@ class _Compiler:
 
     def finish(self, generation: int) -> Snapshot:
         """Return the snapshot, or raise CompileError."""
+        if self._policy.default_response:
+            self._peers.respond(DYNAMIC)
         self._errors += self._peers.errors
         ids: set[str] = set()
         for entry in self._entries:
@@ -156,9 +167,40 @@ class _Compiler:
             policy=self._policy.name,
             spd=Spd(tuple(self._entries)),
             pad=self._peers.pad(self._entries),
+            response=self._response(),
             local_addresses=self._own,
             names=tuple(sorted(self._names.found.items())),
             warnings=tuple(dict.fromkeys(map(str, self._warnings))),
+        )
+
+    def _response(self) -> tuple[SpdEntry, ...]:
+        """Return what the default response rule grants from, one entry an IP version."""
+        if not self._policy.default_response:
+            return ()
+        action = DEFAULT_RESPONSE
+        return tuple(
+            SpdEntry(
+                id=f"{DYNAMIC}/ipv{version}",
+                rule=DYNAMIC,
+                filter_list=DYNAMIC,
+                filter_action=action.name,
+                selectors=SelectorPair(
+                    TrafficSelector(0, AddressRange.any(version)), TrafficSelector(0, AddressRange.any(version))
+                ),
+                outbound=True,
+                inbound=True,
+                disposition=Disposition.PROTECT,
+                protection=Protection(
+                    peer=DYNAMIC,
+                    mode=Mode.TRANSPORT,
+                    methods=action.methods,
+                    lifetime=action.lifetime,
+                    idle=HOST_IDLE,
+                ),
+                per_host=True,
+                where=self._policy.where,
+            )
+            for version in (4, 6)
         )
 
     def _protection(self, rule: Rule) -> Protection | None:
@@ -188,9 +230,10 @@ class _Compiler:
             )
             return None
         action = rule.filter_action
+        transport = endpoint is None  # then the peer is the other side of each filter
         return Protection(
-            peer=self._peers.name_for(rule, address),
-            mode=Mode.TUNNEL,
+            peer="" if transport else self._peers.name_for(rule, address),
+            mode=Mode.TRANSPORT if transport else Mode.TUNNEL,
             methods=action.methods,
             lifetime=action.lifetime,
             pfs=action.pfs,
@@ -207,43 +250,75 @@ class _Compiler:
         where = entry.where if entry.where.line else rule.where
         sources = self._expand(rule, entry.source)
         destinations = self._expand(rule, entry.destination)
-        text = f"{number}: {filter_text(entry)}"
         stem = f"{_escaped(rule.name)}/{_escaped(rule.filter_list.name)}/{number}"
         unprotected = rule.filter_action.kind is ActionKind.NEGOTIATE and protection is None
-        note = "its tunnel endpoint has no address now" if unprotected else ""
-        added = False
+        template = SpdEntry(
+            id=stem,
+            rule=rule.name,
+            filter_list=rule.filter_list.name,
+            filter_action=rule.filter_action.name,
+            selectors=_NO_SELECTORS,
+            outbound=True,
+            inbound=True,
+            disposition=disposition,
+            protection=protection,
+            filter=f"{number}: {filter_text(entry)}",
+            note="its tunnel endpoint has no address now" if unprotected else "",
+            where=where,
+        )
+        joined = False
         for source in sources:
             for destination in destinations:
                 if source.addresses.version != destination.addresses.version:
                     continue
-                added = True
-                pair = SelectorPair(
-                    TrafficSelector(entry.protocol, source.addresses, entry.source_port),
-                    TrafficSelector(entry.protocol, destination.addresses, entry.destination_port),
-                )
-                source_is_local = self._source_is_local(source, destination)
-                labels = [label for label in (source.label, destination.label) if label]
-                self._entries.append(
-                    SpdEntry(
-                        id="/".join([stem, *labels]),
-                        rule=rule.name,
-                        filter_list=rule.filter_list.name,
-                        filter_action=rule.filter_action.name,
-                        selectors=pair if source_is_local else pair.mirror(),
-                        outbound=entry.mirrored or source_is_local,
-                        inbound=entry.mirrored or not source_is_local,
-                        disposition=disposition,
-                        protection=protection,
-                        filter=text,
-                        note=note,
-                        where=where,
-                    )
-                )
-        if not added and sources and destinations:
+                joined = True
+                local_is_source = self._source_is_local(source, destination)
+                made = _entry(template, entry, (source, destination), local_is_source=local_is_source)
+                if protection is not None and protection.mode is Mode.TRANSPORT:
+                    self._entries += self._host_to_host(rule, made)
+                else:
+                    self._entries.append(made)
+        if not joined and sources and destinations:
             message = (
                 f"rule {quoted(rule.name)}: the filter {filter_text(entry)} joins no two addresses of one family"
             )
             self._warnings.append(ConfigError(where, message, "it matches nothing now"))
+
+    def _host_to_host(self, rule: Rule, entry: SpdEntry) -> list[SpdEntry]:
+        """Return a transport-mode entry for each own address of its local side (RFC 4301 section 4.1).
+
+        A remote side of many addresses makes them templates, one SA pair a host.
+        """
+        local, remote = entry.selectors.local, entry.selectors.remote
+        own = [a for a in self._me if a.version == entry.selectors.version and local.addresses.contains(int(a))]
+        if local.addresses.start == local.addresses.end:
+            own = [local.addresses.first] if local.addresses.first in self._own else []
+        if not own:
+            message = (
+                f"rule {quoted(rule.name)} protects between hosts (it has no tunnel_endpoint), and none of "
+                f"{local.addresses} is an address of this host: filter {entry.filter} matches nothing here"
+            )
+            self._warnings.append(ConfigError(entry.where, message, "write me, or name a tunnel_endpoint"))
+            return []
+        single = remote.addresses.start == remote.addresses.end
+        peer = (
+            self._peers.name_for(rule, remote.addresses.first)
+            if single
+            else self._peers.template_for(rule, remote.addresses)
+        )
+        if entry.protection is None:
+            return []
+        protection = replace(entry.protection, peer=peer, idle=None if single else HOST_IDLE)
+        return [
+            replace(
+                entry,
+                id=entry.id if local.addresses.start == local.addresses.end else f"{entry.id}/{address}",
+                selectors=SelectorPair(replace(local, addresses=AddressRange.of(address)), remote),
+                protection=protection,
+                per_host=not single,
+            )
+            for address in own
+        ]
 
     def _expand(self, rule: Rule, spec: AddressSpec) -> tuple[_Side, ...]:
         match spec:
@@ -294,6 +369,23 @@ class _Compiler:
         return any(network.covers(addresses) for network in self._networks)
 
 
+def _entry(template: SpdEntry, entry: Filter, sides: tuple[_Side, _Side], *, local_is_source: bool) -> SpdEntry:
+    """Return the entry of one expansion of a filter, seen from this host."""
+    source, destination = sides
+    pair = SelectorPair(
+        TrafficSelector(entry.protocol, source.addresses, entry.source_port),
+        TrafficSelector(entry.protocol, destination.addresses, entry.destination_port),
+    )
+    labels = [side.label for side in sides if side.label]
+    return replace(
+        template,
+        id="/".join([template.id, *labels]),
+        selectors=pair if local_is_source else pair.mirror(),
+        outbound=entry.mirrored or local_is_source,
+        inbound=entry.mirrored or not local_is_source,
+    )
+
+
 def _hosts(addresses: Iterable[IpAddress], *, me: bool) -> tuple[_Side, ...]:
     return tuple(_Side(AddressRange.of(address), str(address), me) for address in addresses)
 
@@ -303,5 +395,5 @@ def _size(addresses: AddressRange) -> int:
 
 
 def _escaped(name: str) -> str:
-    """Keep "/" for what it separates in an entry's id."""
-    return name.replace("%", "%25").replace("/", "%2F")
+    """Keep "/" and "@" for what they separate in an entry's id."""
+    return name.replace("%", "%25").replace("/", "%2F").replace("@", "%40")

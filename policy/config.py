@@ -23,6 +23,7 @@ from policy.defaults import (
     BUILT_IN_POLICIES,
     DEFAULT_IKE_PROPOSALS,
     DEFAULT_METHODS,
+    authenticated,
 )
 from policy.filters import read_filter
 from policy.lifetimes import Lifetime
@@ -57,6 +58,11 @@ from policy.tables import TableReader
 
 _T = TypeVar("_T")
 _SYNTAX = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)\Z", re.DOTALL)
+
+
+_PSK = 'authentication = [{ method = "psk", secret_file = "..." }]'
+_AGENT_AUTHENTICATION = f"add {_PSK} under [agent]"
+_POLICY_AUTHENTICATION = f"add {_PSK} to the policy, or under [agent]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +163,8 @@ class _Builder:
         self._lists: dict[str, FilterList | None] = {}
         self._actions: dict[str, FilterAction | None] = {}
         self._policies: dict[str, Policy | None] = {}
+        #: The [agent] table's authentication, for whoever has none of its own.
+        self._authentication: tuple[AuthenticationMethod, ...] = ()
 
     def build(self, data: dict[str, Any]) -> Configuration:
         reader = self._reader
@@ -171,6 +179,9 @@ class _Builder:
             self._lists.setdefault(built_in_list.name, built_in_list)
         for built_in_action in BUILT_IN_FILTER_ACTIONS:
             self._actions.setdefault(built_in_action.name, built_in_action)
+        agent_table = data.get("agent")
+        if isinstance(agent_table, dict):
+            self._authentication = self._methods(agent_table, ("agent",)) or ()
         seen = {}
         for path, raw in reader.tables(data.get("policy"), ("policy",), "[[policy]]"):
             self._claim("policy", raw, path, seen, self._policies, self._policy(path, raw))
@@ -220,7 +231,13 @@ class _Builder:
             log_level=table.log_level,
             metrics=table.metrics,
             offload=table.offload,
+            authentication=self._authentication,
         )
+
+    def _methods(self, raw: dict[str, Any], path: KeyPath) -> tuple[AuthenticationMethod, ...] | None:
+        if raw.get("authentication") is None:
+            return ()
+        return read_authentication(self._reader, self._sources, raw["authentication"], (*path, "authentication"))
 
     def _check_assigned(self, name: str) -> None:
         where = self._reader.at_value("agent", "assigned")
@@ -230,12 +247,12 @@ class _Builder:
             if policy is not None:
                 self._reader.errors += unavailable(policy)
         elif name in built_in:
-            self._reader.error(
-                where,
-                f"the built-in policy {quoted(name)} is not available in this version: it needs transport mode, "
-                "IKE version 1, Kerberos and the default response rule",
-                "write a policy with tunnel_endpoint and psk rules and assign that",
-            )
+            if not self._authentication:
+                message = f"the built-in policy {quoted(name)} needs to know how hosts authenticate"
+                self._reader.error(where, message, _AGENT_AUTHENTICATION)
+            else:
+                policy = authenticated(built_in[name], self._authentication)
+                self._reader.errors += unavailable(policy)
         else:
             hint = suggestion(name, [*self._policies, *built_in], what="policy")
             self._reader.error(where, f"there is no policy {quoted(name)} to assign", hint)
@@ -303,6 +320,10 @@ class _Builder:
         rules: dict[str, Rule | None] = {}
         for rule_path, row in reader.tables(raw.get("rule"), (*path, "rule"), "[[policy.rule]]"):
             self._claim("rule", row, rule_path, seen, rules, self._rule(rule_path, row))
+        methods = self._methods(raw, path) or self._authentication
+        if table is not None and table.default_response and not methods:
+            message = "the default response rule needs to know how hosts authenticate"
+            reader.error(reader.at_value(*path, "default_response"), message, _POLICY_AUTHENTICATION)
         if table is None or key_exchange is None:
             return None
         return Policy(
@@ -311,6 +332,7 @@ class _Builder:
             ike=key_exchange,
             description=table.description,
             default_response=table.default_response,
+            authentication=methods,
             local_id=table.local_id,
             where=reader.at_key(*path),
         )
@@ -337,10 +359,11 @@ class _Builder:
         filter_list = self._named("filter list", raw, path, "filter_list", self._lists)
         action = self._named("filter action", raw, path, "filter_action", self._actions)
         before = len(reader.errors)
-        methods: tuple[AuthenticationMethod, ...] | None = ()
-        if raw.get("authentication") is not None:
-            methods = read_authentication(reader, self._sources, raw["authentication"], (*path, "authentication"))
-        elif action is not None and action.kind is ActionKind.NEGOTIATE:
+        negotiates = action is not None and action.kind is ActionKind.NEGOTIATE
+        methods = self._methods(raw, path)
+        if raw.get("authentication") is None and negotiates:
+            methods = self._authentication
+        if raw.get("authentication") is None and negotiates and not methods:
             hint = 'add authentication = [{ method = "psk", secret_file = "..." }]'
             reader.error(reader.at_key(*path), "the rule negotiates and has no authentication", hint)
         table = reader.read(RuleTable, raw, path)

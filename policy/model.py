@@ -188,6 +188,8 @@ class Policy:
     ike: KeyExchange
     description: str = ""
     default_response: bool = False
+    #: How the peers of the default response rule authenticate.
+    authentication: tuple[AuthenticationMethod, ...] = ()
     local_id: str | None = None
     where: Where = field(default=NOWHERE, compare=False)
 
@@ -203,6 +205,8 @@ class AgentSettings:
     metrics: str | None = None
     #: Use of TUN and UDP offloads: "auto" probes and falls back; "off" moves single packets.
     offload: str = "auto"
+    #: How built-in policies, rules and default response rules without authentication of their own authenticate.
+    authentication: tuple[AuthenticationMethod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,5 +218,5 @@ class Configuration:
     file: FilePath
 
     def policy(self, name: str) -> Policy | None:
-        """Return the policy called *name* (the words are compared as written), or None."""
+        """Return the policy of the file called *name* (the words are compared as written), or None."""
         return next((policy for policy in self.policies if policy.name == name), None)

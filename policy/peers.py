@@ -9,6 +9,7 @@ from policy.model import AuthenticationMethod, Policy, Rule, Where
 from policy.pad import Identity, Pad, PeerEntry
 from policy.path import IpAddress
 from policy.problems import ConfigError, quoted
+from policy.selectors import AddressRange
 from policy.spd import SpdEntry
 
 
@@ -19,6 +20,8 @@ class _Peer:
     authentication: tuple[AuthenticationMethod, ...]
     rule: str
     where: Where = field(default=Where())
+    hosts: tuple[AddressRange, ...] = ()
+    responds_only: bool = False
 
 
 class PeerTable:
@@ -35,16 +38,7 @@ class PeerTable:
 
     def name_for(self, rule: Rule, address: IpAddress | None) -> str:
         """Return the name of the peer that *rule* negotiates with at *address* (None: anywhere)."""
-        identities = tuple(dict.fromkeys(method.remote_id for method in rule.authentication))
-        if len(identities) > 1:
-            self.errors.append(
-                ConfigError(
-                    rule.where,
-                    f"rule {quoted(rule.name)} expects several identities of one peer",
-                    "write the same remote_id in each authentication method",
-                )
-            )
-        remote_id = identities[0] if identities else None
+        remote_id = self._remote_id(rule)
         name = "any" if address is None else str(address)
         if remote_id is not None:
             name += f"#{remote_id}"
@@ -59,6 +53,41 @@ class PeerTable:
                 )
             )
         return name
+
+    def template_for(self, rule: Rule, hosts: AddressRange) -> str:
+        """Return the name of the peer that stands for each of *hosts*: rules that authenticate alike share it."""
+        remote_id = self._remote_id(rule)
+        name = "each host" if remote_id is None else f"each host#{remote_id}"
+        known = self._peers.get(name)
+        if known is not None and known.authentication != rule.authentication:
+            name = f"each host of {rule.name}"
+            known = self._peers.get(name)
+        if known is None:
+            known = _Peer(None, remote_id, rule.authentication, rule.name, rule.where)
+            self._peers[name] = known
+        if hosts not in known.hosts:
+            known.hosts = (*known.hosts, hosts)
+        return name
+
+    def respond(self, name: str) -> None:
+        """Add the peer of the default response rule."""
+        hosts = (AddressRange.any(4), AddressRange.any(6))
+        policy = self._policy
+        self._peers[name] = _Peer(
+            None, None, policy.authentication, name, policy.where, hosts=hosts, responds_only=True
+        )
+
+    def _remote_id(self, rule: Rule) -> str | None:
+        identities = tuple(dict.fromkeys(method.remote_id for method in rule.authentication))
+        if len(identities) > 1:
+            self.errors.append(
+                ConfigError(
+                    rule.where,
+                    f"rule {quoted(rule.name)} expects several identities of one peer",
+                    "write the same remote_id in each authentication method",
+                )
+            )
+        return identities[0] if identities else None
 
     def pad(self, entries: Sequence[SpdEntry]) -> Pad:
         """Return the database; *entries* are in the order of the SPD."""
@@ -76,6 +105,8 @@ class PeerTable:
                 authentication=peer.authentication,
                 ike=self._policy.ike,
                 entries=tuple(by_peer[name]),
+                hosts=peer.hosts,
+                responds_only=peer.responds_only,
                 where=peer.where,
             )
             for name, peer in self._peers.items()

@@ -133,6 +133,7 @@ class AgentTable(Table):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics: Annotated[str, _meaning(_listen_address)] | None = None
     offload: Literal["auto", "off"] = "auto"
+    authentication: Any = None
 
 
 class IkeTable(Table):
@@ -158,6 +159,7 @@ class PolicyTable(Table):
     ike: Any = None
     default_response: bool = False
     local_id: IdentityText | None = None
+    authentication: Any = None
     rule: Any = None
 
 

@@ -215,19 +215,10 @@ MISTAKES: list[tuple[str, str, str]] = [
     ('method = "psk"', 'method = "psk", certificate = "x"', 'unknown key "certificate" (it belongs in authentication with'),
     (f'method = "psk", secret = "{KEY}"', 'method = "certificate", key = "k"', 'with method = "certificate" has no "ca" (add'),
     # what this version does not do, in the policy that is assigned
-    ('tunnel_endpoint = "10.9.0.2"\n', "", '11:1: rule "LAN to LAN": transport mode is not available in this version (name'),
-    ("esp:aes128-sha256", "ah:sha256", 'filter action "Require ESP": AH ("ah:sha256") is not available in this version'),
-    ("default_response = false", "default_response = true", "the default response rule is not available in this version"),
     ("version = 2", "version = 1", "4:1: policy \"Site A to site B\": IKE version 1 is not available in this version"),
-    ("fallback_clear = false", "fallback_clear = true", "fallback_clear = true is not available in this version (write fall"),
-    ('"all"', '"lan"', 'connection_type = "lan" is not available in this version (write connection_type = "all")'),
-    ('"all"', '"remote-access"', 'connection_type = "remote-access" is not available in this version'),
     ('"psk", ', '"kerberos" }, { method = "psk", ', "kerberos authentication is not available in this version (use"),
-    (
-        '"psk", ',
-        f'"psk", secret = "{KEY}" }}, {{ method = "psk", ',
-        "more than one authentication method is not available in this version (keep the first one)",
-    ),
+    ("default_response = false", "default_response = true", "8:20: the default response rule needs to know how hosts"),
+    ("fallback_clear = false", "fallback_clear = true", "clear traffic is for hosts, not for what is behind a gateway"),
     (
         f'method = "psk", secret = "{KEY}"',
         'method = "certificate", certificate = "c.pem", key = "k.pem", ca = "ca.pem"',
@@ -353,7 +344,6 @@ def test_a_policy_that_is_not_assigned_may_need_more_and_says_so() -> None:
         certificate=Path("/etc/mg/c"), key=Path("/etc/mg/k"), ca=Path("/a"), remote_id="gw-b.example"
     )
     assert [warning.message for warning in loaded.warnings] == [
-        'rule "LAN to LAN": transport mode is not available in this version',
         'rule "LAN to LAN": certificate authentication is not available in this version',
     ]
 

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path as FilePath
 
 from policy.compile import compile_policy
-from policy.defaults import BUILT_IN_POLICIES
+from policy.defaults import BUILT_IN_POLICIES, authenticated
 from policy.model import Configuration, DnsName, Policy
 from policy.path import IpAddress
 from policy.problems import ConfigError, quoted, suggestion
@@ -33,7 +33,8 @@ class Policies:
         """Return the policy called *name*; None is "no policy". NoSuchPolicy tells the nearest name."""
         if name is None:
             return None
-        built_in = {policy.name: policy for policy in BUILT_IN_POLICIES}
+        methods = self.configuration.agent.authentication
+        built_in = {policy.name: authenticated(policy, methods) for policy in BUILT_IN_POLICIES}
         found = self.configuration.policy(name) or built_in.get(name)
         if found is None:
             known = [policy.name for policy in self.configuration.policies] + list(built_in)
