@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from scapy.layers.inet import ICMP, IP
+from scapy.packet import Raw
 
 from tests.support.capture import Capture
 from tests.support.netns import Namespace, Sites, sites, wait_for
@@ -214,3 +216,151 @@ def test_forwarding_that_is_off_is_said_and_left_off(net: Sites) -> None:
         gateway.sysctl(
             net__ipv4__ip_forward=1, net__ipv4__conf__all__rp_filter=0, net__ipv4__conf__all__send_redirects=0
         )
+
+
+# Host to host
+
+
+def between_hosts(filters: str, *changes: tuple[str, str]) -> str:
+    """Return a policy that secures what *filters* say straight to the other host."""
+    text = policy_text(("Straight", PEER, filters))
+    return changed(text, (f'tunnel_endpoint = "{GATEWAY_B}"\n', ""), *changes)
+
+
+_SERVE = (
+    "import socket as s, sys\n"
+    "l = s.create_server(('0.0.0.0', int(sys.argv[1])))\n"
+    "while True:\n c, _ = l.accept(); c.sendall(b'hello'); c.close()\n"
+)
+
+
+def tcp(host: Namespace, target: str, port: int) -> bool:
+    """Whether a TCP connection brings an answer."""
+    ask = f"import socket as s; c = s.create_connection(({target!r}, {port}), 1); assert c.recv(9) == b'hello'"
+    return host.run("python3", "-c", ask, check=False).returncode == 0
+
+
+def segment_size(syn: bytes) -> int:
+    """Return the MSS option of an IPv4 TCP SYN, which comes first."""
+    options = syn[(syn[0] & 15) * 4 + 20 :]
+    assert options[:2] == b"\x02\x04"
+    return int.from_bytes(options[2:4], "big")
+
+
+@pytest.mark.parametrize("destination", [GATEWAY_B, "any"])
+def test_only_the_secured_port_enters_the_tun(net: Sites, destination: str) -> None:
+    text = between_hosts(
+        f'source = "me", destination = "{destination}", protocol = "tcp", destination_port = 8080'
+    )
+    gateway = net.gateway_a
+    gateway.sysctl(net__ipv4__conf__all__rp_filter=1)
+    servers = [net.gateway_b.start("python3", "-c", _SERVE, port) for port in ("8080", "2222")]
+    try:
+        wait_for(lambda: tcp(gateway, GATEWAY_B, 2222) and tcp(gateway, GATEWAY_B, 8080), "the servers answer")
+        with TunHost(gateway, text, *OWN) as host, Capture(net.internet) as capture:
+            assert tcp(gateway, GATEWAY_B, 2222)
+            assert host.packets == []  # not even by way of the TUN
+            assert not tcp(gateway, GATEWAY_B, 8080)
+            host.expect("10.9.0.1", GATEWAY_B)
+            # The socket knew the TUN's MTU when it made its offer.
+            assert segment_size(host.packets[0]) == 1400 - 40
+            assert {int.from_bytes(packet[22:24], "big") for packet in host.packets} == {8080}
+            assert gateway.ping(GATEWAY_B).returncode == 0
+            rules = gateway.ip("rule")
+            host.kill()
+            host.start()
+            assert sorted(gateway.ip("rule").split("\n")) == sorted(rules.split("\n"))
+        clear = [packet for packet in capture.packets() if packet.haslayer("TCP")]
+        assert clear
+        assert not [packet for packet in clear if 8080 in (packet["TCP"].sport, packet["TCP"].dport)]
+    finally:
+        gateway.sysctl(net__ipv4__conf__all__rp_filter=0)
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+def test_own_sockets_hear_the_other_host_under_a_strict_reverse_path_filter(net: Sites) -> None:
+    text = between_hosts(f'source = "me", destination = "{GATEWAY_B}"')
+    idle = policy_text(("None", "Pass", 'source = "me", destination = "192.0.2.1"'))
+    gateway = net.gateway_a
+    gateway.sysctl(net__ipv4__conf__all__rp_filter=1)
+    try:
+        with TunHost(gateway, text, *OWN) as host, TunHost(net.gateway_b, idle, GATEWAY_B) as other:
+            assert "from 10.9.0.1 to 10.9.0.2 ipproto tcp lookup 19815" in gateway.ip("rule")
+            for port in (500, 4500, 0):
+                other.transmit(GATEWAY_B, "10.9.0.1", port, [100 + port % 7])
+            packet = bytes(IP(src=GATEWAY_B, dst="10.9.0.1", proto=51, id=77, ttl=33) / Raw(bytes(40)))
+            other.transmit_whole(GATEWAY_B, "10.9.0.1", packet)
+            wait_for(lambda: len(host.received) == 4, "all four arrive")
+            assert [found["protocol"] for found in host.received if found["port"] == 0] == [50, 51]
+            whole = next(found for found in host.received if found["protocol"] == 51)
+            assert IP(bytes.fromhex(whole["header"])).id == 77
+            # What was opened passes to the host.
+            host.inject(bytes(IP(src=GATEWAY_B, dst="10.9.0.1") / ICMP(type=8, id=1, seq=1)))
+            host.expect("10.9.0.1", GATEWAY_B)
+            other.stop()
+    finally:
+        gateway.sysctl(net__ipv4__conf__all__rp_filter=0)
+
+
+def test_a_soft_pair_talks_in_clear_until_its_end(net: Sites) -> None:
+    text = between_hosts(
+        'source = "me", destination = "10.9.0.0/24"',
+        ('action = "negotiate"\n', 'action = "negotiate"\nfallback_clear = true\n'),
+    )
+    gateway = net.gateway_a
+    with TunHost(gateway, text, *OWN) as host:
+        assert gateway.ping(GATEWAY_B, wait=0.3).returncode != 0
+        host.expect("10.9.0.1", GATEWAY_B)
+        host.soft("10.9.0.1", GATEWAY_B, 300)
+        seen = len(host.packets)
+        assert gateway.ping(GATEWAY_B).returncode == 0
+        assert net.gateway_b.ping("10.9.0.1").returncode == 0
+        host.guard()
+        assert gateway.ping(GATEWAY_B).returncode == 0  # the new table knows it too
+        assert len(host.packets) == seen
+        assert gateway.ping("10.9.0.254", wait=0.3).returncode != 0  # another host
+        host.soft("10.9.0.1", GATEWAY_B, 0)
+        assert gateway.ping(GATEWAY_B, wait=0.3).returncode != 0
+        host.soft("10.9.0.1", GATEWAY_B, 1)
+        assert gateway.ping(GATEWAY_B).returncode == 0
+        wait_for(lambda: gateway.ping(GATEWAY_B, wait=0.2).returncode != 0, "the pair's time is over")
+
+
+def test_no_multicast_comes_out_of_the_tun(net: Sites) -> None:
+    text = between_hosts('source = "me", destination = "any"')
+    gateway = net.gateway_a
+    send = "import socket as s; k = s.socket(s.AF_INET, s.SOCK_DGRAM); k.sendto(b'x', ('239.1.2.3', 9))"
+    with TunHost(gateway, text, *OWN) as host:
+        gateway.run("python3", "-c", send, check=False)
+        before = counter(gateway, "clear_out")
+        gateway.run("python3", "-c", send, check=False)
+        udp(gateway, GATEWAY_B, 9, 10)
+        host.expect("10.9.0.1", GATEWAY_B)
+        assert host.multicast == []
+        assert counter(gateway, "clear_out") > before
+
+
+def test_a_rule_for_one_kind_of_interface_leaves_the_others_alone(net: Sites) -> None:
+    text = between_hosts(f'source = "me", destination = "{GATEWAY_B}"')
+    gateway = net.gateway_a
+    with TunHost(gateway, text, *OWN, interfaces="lan") as host:
+        assert gateway.ping(GATEWAY_B, wait=0.3).returncode != 0
+        host.expect("10.9.0.1", GATEWAY_B)
+        host.stop()
+    with TunHost(gateway, text, *OWN, interfaces="remote-access") as host:
+        assert gateway.ping(GATEWAY_B).returncode == 0
+        assert host.packets == []
+        assert not host.stale()
+        gateway.ip("tuntap", "add", "dialup", "mode", "tun")
+        try:
+            assert host.stale()
+            host.guard()
+            assert not host.stale()
+            gateway.batch(["link set dialup up", f"route add {GATEWAY_B} dev dialup"])
+            gateway.ping(GATEWAY_B, wait=0.2)
+            wait_for(lambda: any(ends[1] == GATEWAY_B for ends in host.seen), "what goes by dial-up is secured")
+        finally:
+            gateway.ip("link", "del", "dialup")
+        host.stop()

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 from types import TracebackType
 from typing import Any
 
+from policy.model import ConnectionType
 from policy.path import Endpoint, Path
+from policy.spd import Spd
 from tests.support.netns import Namespace, wait_for
 from tests.support.policies import compiled
 from tunnel.dataplane.contract import Transmit
@@ -35,9 +38,9 @@ _PLAIN = bytes(10)
 class TunHost:
     """Guard, TUN and routes of the policy *text* in *namespace*. A context manager; ``seen`` came from the TUN."""
 
-    def __init__(self, namespace: Namespace, text: str, *addresses: str) -> None:
+    def __init__(self, namespace: Namespace, text: str, *addresses: str, interfaces: str = "all") -> None:
         self.namespace = namespace
-        self._policy = {"text": text, "addresses": addresses}
+        self._policy = {"text": text, "addresses": addresses, "interfaces": interfaces}
         self._process: subprocess.Popen[str] | None = None
         #: All that the program told.
         self.lines: list[dict[str, Any]] = []
@@ -78,7 +81,7 @@ class TunHost:
 
     @property
     def received(self) -> list[dict[str, Any]]:
-        """The datagrams that came to the own sockets: local, remote, size, segment_size, tos."""
+        """The datagrams that came to the own sockets: local, remote, size, segment_size, tos, protocol, header."""
         return [line["datagram"] for line in self.lines if "datagram" in line]
 
     @property
@@ -107,6 +110,36 @@ class TunHost:
     ) -> None:
         """Send datagrams of these sizes from the own socket of *port* (0: raw ESP)."""
         self._say({"send": [local, remote, port, list(sizes), segment, tos, df]})
+
+    def transmit_whole(self, local: str, remote: str, *packets: bytes) -> None:
+        """Send whole IP packets from the own sockets."""
+        self._say({"whole": [local, remote, [packet.hex() for packet in packets]]})
+
+    def soft(self, local: str, remote: str, seconds: int) -> None:
+        """Let two hosts talk in clear for so long, where an entry may; 0 ends that."""
+        self._done({"soft": [local, remote, seconds]})
+
+    def stale(self) -> bool:
+        """Return whether the table should be replaced, because interfaces came or went."""
+        before = len(self.lines)
+        self._say({"stale": True})
+        wait_for(lambda: any("stale" in line for line in self.lines[before:]), "the host looked")
+        return any(line.get("stale") is True for line in self.lines[before:])
+
+    def guard(self) -> None:
+        """Replace the table by the same policy's."""
+        self._done({"guard": True})
+
+    def _done(self, what: object) -> None:
+        before = len(self.lines)
+        self._say(what)
+        wait_for(lambda: {"done": True} in self.lines[before:], f"{what} is done")
+
+    @property
+    def multicast(self) -> list[tuple[str, str]]:
+        """Source and destination of the multicast packets that came out of the TUN."""
+        found = [_ends(bytes.fromhex(line["packet"])) for line in self.lines if "packet" in line]
+        return [ends for ends in found if ip_address(ends[1]).is_multicast]
 
     def stop(self) -> None:
         """Undo everything in an orderly way."""
@@ -157,6 +190,10 @@ def _tell(what: object) -> None:
 def _main() -> None:
     policy = json.loads(sys.stdin.readline())
     snapshot = compiled(policy["text"], *policy["addresses"])
+    kind = ConnectionType(policy["interfaces"])
+    if kind is not ConnectionType.ALL:
+        entries = tuple(replace(entry, interfaces=kind) for entry in snapshot.spd.entries)
+        snapshot = replace(snapshot, spd=Spd(entries))
     steering = Steering(TUN)
     steering.guard(snapshot)
     tun = Tun(TUN, refused=lambda left: _tell({"refused": str(left)}))
@@ -179,6 +216,7 @@ def _main() -> None:
                             "local": str(item.path.local.address), "remote": str(item.path.remote.address),
                             "port": item.path.local.port, "size": len(item.data),
                             "segment_size": item.segment_size, "tos": item.tos,
+                            "protocol": item.protocol, "header": bytes(item.header).hex(),
                         }
                     }
                 )  # fmt: skip
@@ -188,6 +226,19 @@ def _main() -> None:
                 tun.write([(_PLAIN, bytes.fromhex(command["inject"]))])
             if "send" in command:
                 _send(wire, *command["send"])
+            if "whole" in command:
+                local, remote, packets = command["whole"]
+                path = Path(Endpoint(ip_address(local), 0), Endpoint(ip_address(remote), 0))
+                wire.send(Transmit(path, tuple(map(bytes.fromhex, packets)), whole=True))
+            if "soft" in command:
+                local, remote, seconds = command["soft"]
+                steering.soft(ip_address(local), ip_address(remote), seconds)
+                _tell({"done": True})
+            if "guard" in command:
+                steering.guard(snapshot)
+                _tell({"done": True})
+            if "stale" in command:
+                _tell({"stale": steering.stale()})
             if "stop" in command:
                 steering.remove()
                 wire.close()

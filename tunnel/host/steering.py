@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from policy.model import ConnectionType
-from policy.path import IKE_PORT, NATT_PORT, IpAddress
+from policy.path import IpAddress
 from policy.selectors import AddressRange, TrafficSelector
 from policy.spd import Disposition, Mode, Snapshot, SpdEntry
 from tunnel.host import links, marks, ruleset
@@ -122,10 +122,6 @@ class Steering:
             f"{marks.MARK_RULE}: from all fwmark {marks.OPENED_MARK:#x} lookup {marks.ROUTE_TABLE}",
         ]
         selectors = _selector_rules(snapshot, version)
-        if version == 4 and any(_is_own(selector.local, snapshot) for selector in selectors):
-            # What comes to the own sockets would be thought to belong to the TUN by a strict reverse-path filter.
-            for what in (f"udp sport {IKE_PORT}", f"udp sport {NATT_PORT}", "esp", "ah"):
-                rules.append(f"{marks.OWN_RULE}: from all iif lo ipproto {what} lookup main")
         rules += [f"{marks.SELECTOR_RULE}: {selector} lookup {marks.ROUTE_TABLE}" for selector in selectors]
         for remote in remotes:
             # An unbound socket looks its route up from 0.0.0.0; in IPv6 only "locally made" can be said.
@@ -206,7 +202,7 @@ def _selector_rules(snapshot: Snapshot, version: int) -> list[_SelectorRule]:
     for entry in chosen:
         if any(_intersect(other, entry) for other in others):
             continue
-        for rule in _rules_of(entry):
+        for rule in _rules_of(entry, snapshot):
             rules[rule] = None
             if len(rules) > _MAX_SELECTOR_RULES:
                 return []
@@ -265,10 +261,14 @@ class _SelectorRule:
         return " ".join(words)
 
 
-def _rules_of(entry: SpdEntry) -> Iterator[_SelectorRule]:
+def _rules_of(entry: SpdEntry, snapshot: Snapshot) -> Iterator[_SelectorRule]:
     local, remote = entry.selectors.local, entry.selectors.remote
     sport, dport = _ports(local), _ports(remote)
     protocol = local.protocol if sport or dport else 0
+    if not protocol and _is_own(local.addresses, snapshot):
+        # Of what a host protects with a neighbour, TCP alone, which wants to know the MTU; the mark steers the
+        # rest. A rule for everything would have a strict reverse-path filter drop the neighbour's ARP.
+        protocol = 6
     for here in local.addresses.prefixes():
         for there in remote.addresses.prefixes():
             yield _SelectorRule(AddressRange.network(here), AddressRange.network(there), protocol, sport, dport)
