@@ -15,7 +15,7 @@ from policy.spd import Mode
 from tests.support.packets import ANY4, drain, packet_of, path, snapshot, written
 from tests.support.vectors import vectors
 from tunnel.dataplane.contract import DropReason, SaParams, WireDatagrams
-from tunnel.dataplane.esp import TRAILERS
+from tunnel.dataplane.esp import trailers_of
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.dataplane.transforms import decrypt_cbc, encrypt_cbc
 
@@ -101,7 +101,7 @@ def test_aes_cbc_packets(case: dict[str, Any]) -> None:
     assert encrypt_cbc(cipher, iv, payload + trailer) == ciphertext
     if case["next_header"] != 4:
         return
-    assert TRAILERS[4][pad] == trailer
+    assert trailers_of(4)[pad] == trailer
     suite = Suite(ProtocolId.ESP, Encr.AES_CBC, 128, Integ.HMAC_SHA2_256_128)
     spi, number = int.from_bytes(packet[:4], "big"), int.from_bytes(packet[4:8], "big")
     plane, along = _plane(suite, key, b"", _INTEGRITY_KEY, spi, number)

@@ -9,8 +9,9 @@ import pytest
 from policy.clock import SECOND
 from policy.proposals import Integ, ProtocolId, Suite
 from policy.selectors import PortRange, SelectorPair
-from policy.spd import Disposition, Mode
+from policy.spd import Disposition
 from tests.support.packets import (
+    AHS,
     ANY4,
     ANY6,
     CBC_SHA256,
@@ -601,13 +602,9 @@ def test_a_refusal_shows_no_key() -> None:
     assert "01020304" not in repr(caught.value).lower()
 
 
-def test_modes_that_do_not_exist_here_are_refused() -> None:
-    if not hasattr(Mode, "TRANSPORT"):
-        pytest.fail("the contract has transport mode")
-    with pytest.raises(ValueError, match="ESP in transport mode"):
-        ReferenceDataPlane().add_sa(_with(mode=Mode.TRANSPORT), 0)
-    with pytest.raises(ValueError, match="AH in tunnel mode"):
-        ReferenceDataPlane().add_sa(_with(protocol=ProtocolId.AH), 0)
+def test_ah_is_not_carried_in_udp() -> None:
+    with pytest.raises(ValueError, match="AH cannot be carried in UDP"):
+        ReferenceDataPlane().add_sa(sa_params(AHS[0], inbound=True), 0)
 
 
 def test_gro_delivers_a_shorter_last_segment() -> None:

@@ -39,7 +39,7 @@ from tests.support.packets import (
     udp6,
 )
 from tunnel.dataplane.contract import InternalError, Transmit, TunFrame, TunOffload, WireDatagrams
-from tunnel.dataplane.esp import TRAILERS
+from tunnel.dataplane.esp import trailers_of
 from tunnel.dataplane.hold import HoldLimits
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.dataplane.transforms import Aead
@@ -201,7 +201,7 @@ def test_inbound_from_an_authenticated_peer(
     inner: list[bytes], next_header: int, pad: int, suite: Suite, tos: int
 ) -> None:
     plane = _receiver(suite)
-    trailer = TRAILERS.get(next_header, TRAILERS[4])[pad]
+    trailer = trailers_of(next_header)[pad]
     packets = [_encrypted(suite, packet + trailer, number) for number, packet in enumerate(inner, start=1)]
     plane.inbound([WireDatagrams(_HERE, packet, 0, tos) for packet in packets], 1)
     _account(plane)

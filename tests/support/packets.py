@@ -13,6 +13,7 @@ from policy.proposals import Encr, Integ, ProtocolId, Suite
 from policy.secret import Secret
 from policy.selectors import ANY_PORT, AddressRange, PortRange, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Mode, Protection, Snapshot, Spd, SpdEntry
+from tests.support.sim.packets import outer
 from tunnel.dataplane.contract import (
     Buffer,
     DataPlaneOutput,
@@ -43,7 +44,17 @@ _INTEG_KEY = {
     Integ.HMAC_SHA2_512_256: 64,
     Integ.HMAC_SHA1_96: 20,
     Integ.HMAC_MD5_96: 16,
+    Integ.AES_XCBC_96: 16,
+    Integ.AES_128_GMAC: 16,
+    Integ.AES_256_GMAC: 32,
 }
+_GMAC = (Integ.AES_128_GMAC, Integ.AES_256_GMAC)
+AHS = tuple(
+    Suite(ProtocolId.AH, integ=integ, esn=esn)
+    for esn in (False, True)
+    for integ in _INTEG_KEY
+    if integ is not Integ.NONE
+)
 
 
 def keys(suite: Suite) -> tuple[bytes, bytes, bytes]:
@@ -51,7 +62,7 @@ def keys(suite: Suite) -> tuple[bytes, bytes, bytes]:
     size = {Encr.NULL: 0, Encr.CHACHA20_POLY1305: 32}.get(suite.encr or Encr.NULL, suite.key_bits // 8)
     return (
         bytes(range(1, size + 1)),
-        b"salt" if suite.aead else b"",
+        b"salt" if suite.aead or suite.integ in _GMAC else b"",
         bytes(range(100, 100 + _INTEG_KEY[suite.integ])),
     )
 
@@ -125,14 +136,17 @@ def sa_params(
     hard_bytes: int | None = None,
     dormant: bool = False,
     follow_nat: bool = False,
+    mode: Mode = Mode.TUNNEL,
+    nat: bool = False,
+    bundle: int | None = None,
 ) -> SaParams:
     """Return an install request with the test keys."""
     encryption, salt, integrity = keys(suite)
     return SaParams(
         spi=spi,
         inbound=inbound,
-        protocol=ProtocolId.ESP,
-        mode=Mode.TUNNEL,
+        protocol=suite.protocol,
+        mode=mode,
         suite=suite,
         encryption_key=Secret(encryption),
         salt=Secret(salt),
@@ -146,6 +160,8 @@ def sa_params(
         hard_bytes=hard_bytes,
         dormant=dormant,
         follow_nat=follow_nat,
+        nat=nat,
+        bundle=bundle,
     )
 
 
@@ -172,7 +188,7 @@ class Pair:
 
     def receive(self, transmits: Iterable[Transmit], now: int = 1) -> list[tuple[Buffer, ...]]:
         """Return what *right* writes to its TUN when the transmitted datagrams arrive, merged by GRO."""
-        self.right.inbound([arrival(transmit) for transmit in transmits], now)
+        self.right.inbound([item for transmit in transmits for item in arrivals(transmit)], now)
         return written(drain(self.right))
 
 
@@ -190,13 +206,26 @@ def written(outputs: Iterable[DataPlaneOutput]) -> list[tuple[Buffer, ...]]:
 
 
 def arrival(transmit: Transmit, tos: int | None = None) -> WireDatagrams:
-    """Return a transmitted group as the other end's socket delivers it."""
+    """Return a transmitted group as the other end's socket delivers it; of whole packets the first alone."""
+    if transmit.whole:
+        return arrivals(transmit)[0]
     return WireDatagrams(
         path=mirrored(transmit.path),
         data=b"".join(bytes(buffer) for buffer in transmit.buffers),
         segment_size=transmit.segment_size or len(transmit.buffers[0]),
         tos=transmit.tos if tos is None else tos,
     )
+
+
+def arrivals(transmit: Transmit) -> list[WireDatagrams]:
+    """Return what the other end's sockets deliver, each whole packet by itself."""
+    if not transmit.whole:
+        return [arrival(transmit)]
+    found = []
+    for buffer in map(bytes, transmit.buffers):
+        protocol, start = outer(buffer)[:2]
+        found.append(WireDatagrams(mirrored(transmit.path), buffer[start:], 0, 0, protocol, buffer[:start]))
+    return found
 
 
 def datagrams(transmits: Iterable[Transmit]) -> list[bytes]:

@@ -57,9 +57,7 @@ class DropReason(Enum):
     OUTER_FRAGMENT = "outer_fragment"  # an IP fragment at ESP input (RFC 4303 section 3.4.1)
     WRONG_ENCAPSULATION = "wrong_encapsulation"
     WRONG_PROTOCOL = "wrong_protocol"  # ESP for an AH SA's SPI, or AH for an ESP SA's
-    BUNDLE_INCOMPLETE = (
-        "bundle_incomplete"  # AH or ESP alone where both are demanded
-    )
+    BUNDLE_INCOMPLETE = "bundle_incomplete"  # AH or ESP alone where both are demanded
     NAT_CLASH = "nat_clash"  # two transport peers behind one NAT use one pair of ports (RFC 3948 section 5.2)
     ICMP_MISMATCH = "icmp_mismatch"  # an ICMP error about a packet that is not the SA's (RFC 4301 section 6.2)
     INTERNAL = "internal"  # a bug of ours: the burst goes on, an event pages someone

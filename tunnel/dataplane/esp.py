@@ -1,12 +1,13 @@
-"""ESP in tunnel mode (RFC 4303): sealing a burst, and what a sealed packet costs in octets.
+"""ESP (RFC 4303): sealing a burst, and what a sealed packet costs in octets.
 
-A segment is a complete inner packet in two parts, header and payload, so that the payload of a superpacket is
-copied once, into the plaintext.
+A segment is what ESP carries, in two parts, header and payload, so that the payload of a superpacket is copied
+once, into the plaintext: in tunnel mode a complete inner packet, in transport mode what follows its IP header.
 """
 
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import TypeAlias
 
 from policy.path import Path
@@ -26,15 +27,15 @@ _HEADER = struct.Struct("!II")
 _HEADER_IV = struct.Struct("!IIQ")
 _LOW = 0xFFFF_FFFF
 
-#: Padding 1, 2, 3, ..., pad length and next header (RFC 4303 section 2.4), by next header and pad length.
-TRAILERS: dict[int, tuple[bytes, ...]] = {
-    next_header: tuple(bytes(range(1, size + 1)) + bytes((size, next_header)) for size in range(256))
-    for next_header in (*NEXT_HEADER.values(), DUMMY)
-}
+
+@lru_cache(maxsize=256)
+def trailers_of(next_header: int) -> tuple[bytes, ...]:
+    """Return padding 1, 2, 3, ..., pad length and next header (RFC 4303 section 2.4), by pad length."""
+    return tuple(bytes(range(1, size + 1)) + bytes((size, next_header)) for size in range(256))
 
 
-def seal(sa: OutboundSa, segments: list[Segment], version: int) -> list[bytes]:
-    """Return the ESP packets of inner packets of one IP version; the caller has checked limits and sizes.
+def seal(sa: OutboundSa, segments: list[Segment], next_header: int) -> list[bytes]:
+    """Return the ESP packets of segments of one protocol; the caller has checked limits and sizes.
 
     Takes one sequence number a segment.
     """
@@ -42,9 +43,9 @@ def seal(sa: OutboundSa, segments: list[Segment], version: int) -> list[bytes]:
     number = sa.sequence
     sa.sequence = number + len(segments)
     if isinstance(transform, Aead):
-        return _seal_aead(sa, transform, segments, NEXT_HEADER[version], number)
+        return _seal_aead(sa, transform, segments, next_header, number)
     esn = sa.params.suite.esn
-    trailers, block = TRAILERS[NEXT_HEADER[version]], transform.block
+    trailers, block = trailers_of(next_header), transform.block
     packets: list[bytes] = []
     for header, payload in segments:
         number += 1
@@ -66,7 +67,7 @@ def _seal_aead(
     """RFC 4106 sections 3 to 5, RFC 7634 section 2. The inner loop of the sending side: plain on purpose."""
     spi, esn, salt = sa.params.spi, sa.params.suite.esn, transform.salt
     encrypt, pack, join = transform.cipher.encrypt, _HEADER_IV.pack, b"".join
-    trailers = TRAILERS[next_header]
+    trailers = trailers_of(next_header)
     packets: list[bytes] = []
     append = packets.append
     for header, payload in segments:

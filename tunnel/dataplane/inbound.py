@@ -13,7 +13,8 @@ from cryptography.exceptions import InvalidTag
 
 from policy.clock import SECOND, Nanos
 from policy.path import Path
-from policy.spd import Disposition, Snapshot, Spd
+from policy.spd import Disposition, Mode, Snapshot, Spd
+from tunnel.dataplane import ah
 from tunnel.dataplane.coalesce import Coalescer
 from tunnel.dataplane.contract import (
     DropReason,
@@ -26,16 +27,20 @@ from tunnel.dataplane.contract import (
     WriteTun,
 )
 from tunnel.dataplane.ecn import decapsulate
-from tunnel.dataplane.esp import DUMMY, HEADER_SIZE, NEXT_HEADER, TRAILERS
+from tunnel.dataplane.esp import DUMMY, HEADER_SIZE, NEXT_HEADER, trailers_of
 from tunnel.dataplane.flow import FlowError, Parsed, parse
 from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.lookup import find_inbound
+from tunnel.dataplane.macs import Mac
+from tunnel.dataplane.outer import AH, ESP
+from tunnel.dataplane.restore import received, restored, with_checksum
 from tunnel.dataplane.sad import MAX_ALLOWED_FLOWS, InboundSa, Sad
 from tunnel.dataplane.udpencap import NON_ESP_MARKER, Kind, demultiplex
 
 _HEADER = struct.Struct("!II")
 _LOW = 0xFFFF_FFFF
 _VERSION = {next_header: version for version, next_header in NEXT_HEADER.items()}
+_TUNNELLED = frozenset({*NEXT_HEADER.values(), DUMMY})
 _UNKNOWN_SPI_PER_SECOND = 10
 
 
@@ -131,6 +136,8 @@ class Inbound:
 
     def _one(self, packet: bytes, item: WireDatagrams, coalescer: Coalescer, now: Nanos) -> DropReason | None:
         """Demultiplex one datagram; return why it was dropped, or None."""
+        if item.protocol == AH:
+            return self._ah(packet, item, coalescer, now)
         if len(packet) < HEADER_SIZE or packet[:4] == NON_ESP_MARKER:
             if item.path.encapsulated:
                 return self._control(packet, item.path)
@@ -141,10 +148,90 @@ class Inbound:
         if sa is None:
             self._unknown_spi(item.path, spi, now)
             return DropReason.UNKNOWN_SPI
-        reason = self._esp(sa, low, packet, item, coalescer, now)
+        if sa.mac is not None:
+            reason: DropReason | None = DropReason.WRONG_PROTOCOL
+        elif sa.params.bundle is not None:
+            reason = DropReason.BUNDLE_INCOMPLETE
+        else:
+            reason = self._esp(sa, low, packet, item, coalescer, now)
         if reason is not None:
             sa.drop(reason, 1)
         return reason
+
+    def _ah(self, packet: bytes, item: WireDatagrams, coalescer: Coalescer, now: Nanos) -> DropReason | None:
+        """RFC 4302 section 3.4."""
+        if len(packet) < ah.FIXED.size:
+            return DropReason.SHORT_PACKET
+        next_header, words, _, spi, low = ah.FIXED.unpack_from(packet)
+        sa = self._sad.inbound.get(spi)
+        if sa is None:
+            self._unknown_spi(item.path, spi, now)
+            return DropReason.UNKNOWN_SPI
+        if sa.mac is None:
+            reason: DropReason | None = DropReason.WRONG_PROTOCOL
+        elif len(packet) < sa.smallest or (words + 2) * 4 != sa.smallest:
+            reason = DropReason.SHORT_PACKET
+        else:
+            reason = self._authenticated(sa, sa.mac, low, packet, item, now)
+        if reason is None:
+            reason = self._inside_ah(sa, next_header, packet, item, coalescer, now)
+        if reason is not None:
+            sa.drop(reason, 1)
+        return reason
+
+    def _authenticated(
+        self, sa: InboundSa, mac: Mac, low: int, packet: bytes, item: WireDatagrams, now: Nanos
+    ) -> DropReason | None:
+        """Check replay, limits and ICV of an AH packet; then let the window and the counters move."""
+        header = received(item, AH, len(packet))
+        if header[0] >> 4 == 4 and (header[6] & 0x3F or header[7]):
+            return DropReason.OUTER_FRAGMENT
+        window = sa.window
+        number = window.infer(low)
+        refused = window.check(number)
+        if refused is not None:
+            return refused
+        if sa.octets >= sa.hard:
+            self._expire(sa, hard=True)
+            return DropReason.SA_EXPIRED
+        try:
+            genuine = ah.genuine(mac, header, packet, (number >> 32).to_bytes(4, "big") if sa.esn else b"")
+        except FlowError as error:
+            return error.reason
+        if not genuine:
+            return DropReason.INTEGRITY
+        newest = number > window.top
+        window.commit(number)
+        sa.packets += 1
+        sa.octets += len(packet) - sa.smallest
+        sa.last_used = now
+        if sa.awaiting or (item.path is not sa.seen_path and newest):
+            self._authentic(sa, item.path)
+        if sa.octets >= sa.next_limit:
+            self._expire(sa, hard=sa.octets >= sa.hard)
+        return None
+
+    def _inside_ah(
+        self, sa: InboundSa, next_header: int, packet: bytes, item: WireDatagrams, coalescer: Coalescer, now: Nanos
+    ) -> DropReason | None:
+        """Hand on what an authentic AH packet carries."""
+        payload = packet[sa.smallest :]
+        if sa.params.bundle is not None:
+            if next_header != ESP or len(payload) < HEADER_SIZE:
+                return DropReason.BUNDLE_INCOMPLETE
+            spi, low = _HEADER.unpack_from(payload)
+            inner = self._sad.inbound.get(spi)
+            if inner is None or inner.params.child != sa.params.bundle or inner.mac is not None:
+                return DropReason.BUNDLE_INCOMPLETE
+            reason = self._esp(inner, low, payload, item, coalescer, now)
+            if reason is not None:
+                inner.drop(reason, 1)
+            return reason
+        if sa.params.mode is Mode.TRANSPORT:
+            return self._hand_on(sa, restored(item, next_header, payload), coalescer)
+        if _VERSION.get(next_header) is None or len(payload) < 20 or payload[0] >> 4 != _VERSION[next_header]:
+            return DropReason.INNER_MALFORMED
+        return self._hand_on(sa, payload, coalescer, item.tos & 3)
 
     def _control(self, packet: bytes, path: Path) -> DropReason | None:
         """Take what is no ESP packet on port 4500."""
@@ -195,18 +282,59 @@ class Inbound:
             self._authentic(sa, item.path)
         if sa.octets >= sa.next_limit:
             self._expire(sa, hard=sa.octets >= sa.hard)
+        if sa.params.mode is Mode.TRANSPORT:
+            return self._transport(sa, plain, item, coalescer)
         if not item.tos & 1 and coalescer.extend(sa, plain):
             self._ledger.inbound_out += 1
             return None
         return self._deliver(sa, plain, item.tos & 3, coalescer)
+
+    def _transport(
+        self, sa: InboundSa, plain: bytes, item: WireDatagrams, coalescer: Coalescer
+    ) -> DropReason | None:
+        """Check the trailer of a transport-mode payload, and put its IP header before it again."""
+        if len(plain) < 2 or not plain.endswith(trailers_of(plain[-1])[plain[-2]]):
+            return DropReason.BAD_PADDING
+        if plain[-1] == DUMMY:
+            return DropReason.DUMMY
+        packet = restored(item, plain[-1], plain[: len(plain) - plain[-2] - 2])
+        return self._hand_on(sa, packet, coalescer)
+
+    def _hand_on(
+        self, sa: InboundSa, packet: bytes, coalescer: Coalescer, outer_ecn: int = 0
+    ) -> DropReason | None:
+        """Check a packet against selectors and policy, and hand it on (RFC 4301 section 5.2 step 4)."""
+        try:
+            parsed = parse(packet)
+        except FlowError:
+            return DropReason.INNER_MALFORMED
+        packet = packet[: parsed.length]
+        key = (parsed.flow, parsed.fragment)
+        if key not in sa.allowed:
+            refused = self._refused(sa, parsed)
+            if refused is not None:
+                return refused
+            if len(sa.allowed) < MAX_ALLOWED_FLOWS:
+                sa.allowed.add(key)
+        if not sa.serves:
+            return DropReason.SELECTOR_MISMATCH
+        if sa.params.nat:
+            packet = with_checksum(packet, parsed)
+        if outer_ecn & 1:
+            marked = decapsulate(packet, outer_ecn)
+            if marked is None:
+                return DropReason.ECN_CE_NOT_ECT
+            packet = marked
+        coalescer.add(packet)
+        self._ledger.inbound_out += 1
+        return None
 
     def _deliver(self, sa: InboundSa, plain: bytes, outer_ecn: int, coalescer: Coalescer) -> DropReason | None:
         """Check trailer, inner packet, selectors and ECN of a decrypted payload; hand the packet on."""
         if len(plain) < 2:
             return DropReason.BAD_PADDING
         next_header = plain[-1]
-        trailers = TRAILERS.get(next_header)
-        if trailers is None or not plain.endswith(trailers[plain[-2]]):
+        if next_header not in _TUNNELLED or not plain.endswith(trailers_of(next_header)[plain[-2]]):
             return DropReason.BAD_PADDING
         if next_header == DUMMY:
             return DropReason.DUMMY

@@ -12,10 +12,10 @@ from typing import assert_never
 
 from policy.clock import SECOND, Nanos
 from policy.path import RAW_PORT, Endpoint, Path
-from policy.spd import Disposition, Snapshot, SpdEntry
-from tunnel.dataplane import esp
+from policy.spd import Disposition, Mode, Snapshot, SpdEntry
+from tunnel.dataplane import esp, whole
 from tunnel.dataplane.contract import Acquire, Buffer, DropReason, Expire, Transmit, TunFrame, WriteTun
-from tunnel.dataplane.esp import Segment
+from tunnel.dataplane.esp import NEXT_HEADER, Segment
 from tunnel.dataplane.flow import FlowError, Parsed
 from tunnel.dataplane.hold import Held, Hold, HoldLimits
 from tunnel.dataplane.icmp import MIN_IPV6_MTU, fragments, packet_too_big
@@ -24,6 +24,7 @@ from tunnel.dataplane.lookup import find_outbound
 from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
 from tunnel.dataplane.sad import OutboundSa, Sad
 from tunnel.dataplane.transmit import Transmissions
+from tunnel.dataplane.whole import outgrown
 
 MAX_CACHED_FLOWS = 65536
 #: An SA that came but holds none of the waiting packets is no reason to negotiate at once again.
@@ -137,7 +138,9 @@ class Outbound:
             if len(self._cache) >= MAX_CACHED_FLOWS:
                 del self._cache[next(iter(self._cache))]
             self._cache[frame.key] = sa
-        if frame.largest <= sa.capacity:
+        if not sa.plain:
+            self._send_whole(sa, frame, now)
+        elif frame.largest <= sa.capacity:
             self._seal(sa, frame, segments(frame), True, now)
         elif frame.version == 6 and frame.largest <= MIN_IPV6_MTU:
             # RFC 8200 section 5: no IPv6 source is told less than this; the outer packet is fragmented instead.
@@ -145,7 +148,27 @@ class Outbound:
         elif frame.outline().dont_fragment:
             self._too_big(frame, sa.capacity)
         else:
-            parts = [part for whole in segments(frame) for part in fragments(b"".join(whole), sa.capacity)]
+            parts = [part for one in segments(frame) for part in fragments(b"".join(one), sa.capacity)]
+            self._seal(sa, frame, parts, True, now)
+
+    def _send_whole(self, sa: OutboundSa, frame: Frame, now: Nanos) -> None:
+        """Seal a frame in transport mode, or by AH."""
+        inner = self._sad.inner_of(sa)
+        transport = (inner or sa).params.mode is Mode.TRANSPORT
+        parsed = frame.outline()
+        if transport and parsed.fragment:
+            raise FlowError(DropReason.FRAGMENT_PORTS)
+        capacity = sa.capacity - outgrown(sa, inner, frame.packet, frame.largest)
+        if frame.largest <= capacity:
+            self._seal(sa, frame, segments(frame), True, now)
+        elif frame.version == 6 and frame.largest <= MIN_IPV6_MTU:
+            self._seal(sa, frame, segments(frame), False, now)
+        elif parsed.dont_fragment:
+            self._too_big(frame, capacity)
+        elif transport:  # protected whole, fragmented after (RFC 4303 section 3.3.4)
+            self._seal(sa, frame, segments(frame), False, now)
+        else:
+            parts = [part for one in segments(frame) for part in fragments(b"".join(one), capacity)]
             self._seal(sa, frame, parts, True, now)
 
     def _choose(self, frame: Frame, data: Buffer, now: Nanos, held: Held | None) -> OutboundSa | None:
@@ -218,7 +241,11 @@ class Outbound:
                 count = len(parts)
                 octets = sum(len(header) + len(payload) for header, payload in parts)
         if parts:
-            self._transmissions.add(id(sa), sa.path, frame.tos, df, esp.seal(sa, parts, frame.version))
+            if sa.plain:
+                sealed = esp.seal(sa, parts, NEXT_HEADER[frame.version])
+                self._transmissions.add(id(sa), sa.path, frame.tos, df, sealed)
+            else:
+                self._put_whole(sa, frame, parts, df, now)
             sa.packets += len(parts)
             sa.octets += octets
             sa.last_used = now
@@ -227,6 +254,25 @@ class Outbound:
         if reason is not None and count < frame.count:
             sa.drop(reason, frame.count - count)
             self._ledger.drop_outbound(reason, frame.count - count)
+
+    def _put_whole(self, sa: OutboundSa, frame: Frame, parts: list[Segment], df: bool, now: Nanos) -> None:
+        """Seal and put out what goes in transport mode or by AH."""
+        inner = self._sad.inner_of(sa)
+        number = sa.sequence
+        sealed = whole.seal(sa, inner, parts, frame.version, frame.tos)
+        if inner is not None:
+            inner.packets += len(parts)
+            inner.octets += sum(len(header) + len(payload) for header, payload in parts)
+            inner.last_used = now
+        if sa.path.encapsulated:
+            self._transmissions.add(id(sa), sa.path, frame.tos, df, sealed)
+            return
+        self._transmissions.flush()
+        if not df:
+            sealed = [
+                piece for at, packet in enumerate(sealed, 1) for piece in whole.cut(packet, sa.mtu, number + at)
+            ]
+        self._ledger.outputs.append(Transmit(sa.path, tuple(sealed), whole=True))
 
     def _within_limits(self, sa: OutboundSa, parts: list[Segment]) -> tuple[int, DropReason | None]:
         """Return how many of *parts* the SA may still carry, and what stops the rest; punt Expire when due."""

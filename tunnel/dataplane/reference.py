@@ -7,7 +7,7 @@ from collections.abc import Mapping as MappingType
 from policy.clock import Nanos
 from policy.path import Endpoint, Path
 from policy.spd import Snapshot
-from tunnel.dataplane import esp
+from tunnel.dataplane import esp, whole
 from tunnel.dataplane.contract import (
     Activated,
     Counters,
@@ -54,6 +54,9 @@ class ReferenceDataPlane:
         sa = self._sad.add(params)
         if isinstance(sa, OutboundSa):
             self._fit(sa)
+            if params.bundle is not None:  # the other half was there first
+                for other in self._sad.outbound_of(params.bundle):
+                    self._fit(other)
             self._outbound.forget_choices()
         else:
             self._inbound.admit(sa)
@@ -159,7 +162,11 @@ class ReferenceDataPlane:
         return max(MIN_IPV6_MTU, min(capacities)) if capacities else _DEFAULT_TUN_MTU
 
     def _fit(self, sa: OutboundSa) -> None:
-        sa.capacity = esp.capacity(sa.transform, sa.path, self._mtus.get(sa.path.remote.address))
+        sa.mtu = self._mtus.get(sa.path.remote.address)
+        if sa.plain:
+            sa.capacity = esp.capacity(sa.transform, sa.path, sa.mtu)
+        else:
+            sa.capacity = whole.capacity(sa, self._sad.inner_of(sa), sa.mtu)
 
     def _fit_all(self) -> None:
         for sas in self._sad.outbound.values():

@@ -11,9 +11,11 @@ from policy.path import Path
 from policy.proposals import ProtocolId
 from policy.selectors import Flow
 from policy.spd import Mode
+from tunnel.dataplane import ah
 from tunnel.dataplane.contract import Buffer, DropReason, SaParams, SaStats
+from tunnel.dataplane.macs import Mac, mac_of
 from tunnel.dataplane.replay import ReplayWindow
-from tunnel.dataplane.transforms import Aead, EspTransform, esp_transform
+from tunnel.dataplane.transforms import NO_ESP, Aead, EspTransform, Separate, esp_transform
 
 #: SPIs up to 255 are reserved (RFC 4303 section 2.1).
 _FIRST_SPI = 256
@@ -26,14 +28,19 @@ class Sa:
     """What both directions share: identity, algorithms, octet limits, counters."""
 
     __slots__ = (
-        "drops", "expired", "hard", "last_used", "next_limit", "octets", "packets", "params", "path", "transform"
+        "drops", "expired", "hard", "last_used", "mac", "next_limit", "octets", "packets", "params", "path",
+        "plain", "transform",
     )  # fmt: skip
 
     def __init__(self, params: SaParams) -> None:
         if not _FIRST_SPI <= params.spi < 2**32:
             raise ValueError(f"SPI {params.spi:#x} is reserved or not 32 bits")
         self.params = params
+        #: ESP's algorithms (NO_ESP for AH), and AH's.
         self.transform = _transform(params)
+        self.mac = _mac(params)
+        #: Whether it is ESP in tunnel mode by itself: the way through the burst loops that is made for speed.
+        self.plain = self.mac is None and params.mode is Mode.TUNNEL and params.bundle is None
         self.path = params.path
         self.packets = 0
         self.octets = 0
@@ -58,7 +65,7 @@ class Sa:
 class OutboundSa(Sa):
     """An SA that sends: the sequence number counter and the largest packet it carries."""
 
-    __slots__ = ("capacity", "dormant", "sequence", "sequence_limit", "sequence_soft")
+    __slots__ = ("capacity", "dormant", "mtu", "sequence", "sequence_limit", "sequence_soft")
 
     def __init__(self, params: SaParams) -> None:
         super().__init__(params)
@@ -68,8 +75,9 @@ class OutboundSa(Sa):
         #: Past this a successor is asked for: the last sixteenth is four minutes at a million packets a second.
         self.sequence_soft = self.sequence_limit - (self.sequence_limit >> 4)
         self.dormant = params.dormant
-        #: The largest inner packet that fits the path MTU; kept current by the data plane.
+        #: The largest packet from the TUN that fits the path MTU, and that MTU; kept current by the data plane.
         self.capacity = 0
+        self.mtu = 0
 
     def stats(self) -> SaStats:
         """Return the counters."""
@@ -92,10 +100,12 @@ class InboundSa(Sa):
         #: The AEAD's decryption, or None where *open* does all: bound here, because every packet needs them.
         self.decrypt = transform.cipher.decrypt if isinstance(transform, Aead) else None
         self.salt = transform.salt if isinstance(transform, Aead) else b""
-        self.open = _no_open if isinstance(transform, Aead) else transform.open
-        #: Octets around the plaintext, and of the shortest ESP packet that these algorithms make.
+        self.open = transform.open if isinstance(transform, Separate) else _no_open
+        #: Octets around the plaintext, and of the shortest ESP or AH packet that these algorithms make.
         self.overhead = 8 + transform.iv_size + transform.icv_size
         self.smallest = self.overhead + transform.block
+        if self.mac is not None:
+            self.overhead = self.smallest = ah.length(self.mac, params.path.version)
         #: Flows that matched the selectors and the SPD, by header octets where that is quick, else by outline.
         self.allowed: set[Hashable] = set()
         #: Whether the outbound twin is dormant until a packet arrives here.
@@ -171,9 +181,19 @@ class Sad:
         fitting = [
             sa
             for sa in self.by_entry.get(entry, ())
-            if any(pair.matches_outbound(flow) for pair in sa.params.selectors)
+            if any(pair.matches_outbound(flow) for pair in sa.params.selectors) and self._leads(sa)
         ]
         return next((sa for sa in fitting if not sa.dormant), fitting[0] if fitting else None)
+
+    def inner_of(self, sa: OutboundSa) -> OutboundSa | None:
+        """Return the ESP SA whose packets go into the AH SA *sa*, None where it stands alone."""
+        return None if sa.params.bundle is None else next(iter(self.outbound_of(sa.params.bundle)), None)
+
+    def _leads(self, sa: OutboundSa) -> bool:
+        """Whether packets may be given to *sa*: of a bundle it is AH, once ESP is there too."""
+        if sa.params.bundle is None:
+            return True
+        return sa.mac is not None and self.inner_of(sa) is not None
 
 
 def _no_open(packet: Buffer, high: bytes) -> bytes:
@@ -181,12 +201,18 @@ def _no_open(packet: Buffer, high: bytes) -> bytes:
 
 
 def _transform(params: SaParams) -> EspTransform:
-    """The SA's algorithms. ValueError for a protocol or mode that does not exist here."""
-    match params.protocol, params.mode:
-        case ProtocolId.ESP, Mode.TUNNEL:
-            return esp_transform(params.suite, params.encryption_key, params.salt, params.integrity_key)
-        case protocol, mode:
-            raise ValueError(f"no {protocol.name} in {mode.value} mode")
+    """ESP's algorithms. ValueError for what does not exist here."""
+    if params.protocol is not ProtocolId.ESP:
+        return NO_ESP
+    return esp_transform(params.suite, params.encryption_key, params.salt, params.integrity_key)
+
+
+def _mac(params: SaParams) -> Mac | None:
+    if params.protocol is not ProtocolId.AH:
+        return None
+    if params.path.encapsulated:
+        raise ValueError("AH cannot be carried in UDP")
+    return mac_of(params.suite, params.integrity_key, params.salt)
 
 
 def _discard(

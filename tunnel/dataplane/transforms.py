@@ -6,7 +6,6 @@ An AEAD cipher is used directly by the burst loops of ``esp`` (``Aead``); everyt
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from policy.proposals import Encr, Integ, Suite
 from policy.secret import Secret
 from tunnel.dataplane.contract import Buffer
+from tunnel.dataplane.macs import HMACS, Mac, mac_of
 
 
 class AeadCipher(Protocol):
@@ -42,18 +42,17 @@ class Aead:
 
 
 class Separate:
-    """A cipher in CBC mode, or NULL, and HMAC over header, IV, ciphertext and the high half of an ESN.
+    """A cipher in CBC mode, or NULL, and a MAC over header, IV, ciphertext and the high half of an ESN.
 
     RFC 4303 section 2.2.1 (ESN), RFC 3602 (AES-CBC), RFC 2410 (NULL), RFC 4868 (HMAC-SHA2).
     """
 
-    __slots__ = ("_cipher", "_digest", "_integrity_key", "_iv_cipher", "block", "icv_size", "iv_size")
+    __slots__ = ("_cipher", "_iv_cipher", "_mac", "block", "icv_size", "iv_size")
 
-    def __init__(self, cipher: algorithms.AES | None, digest: str, icv_size: int, integrity_key: bytes) -> None:
+    def __init__(self, cipher: algorithms.AES | None, mac: Mac) -> None:
         self._cipher = cipher
-        self._digest = digest
-        self._integrity_key = integrity_key
-        self.icv_size = icv_size
+        self._mac = mac
+        self.icv_size = mac.size
         self.iv_size = self.block = 16
         self._iv_cipher = None
         if cipher is None:
@@ -72,15 +71,14 @@ class Separate:
         else:
             iv = self._iv_cipher.update(number.to_bytes(16, "big"))
             body = header + iv + encrypt_cbc(self._cipher, iv, plaintext)
-        return body + hmac.digest(self._integrity_key, body + high, self._digest)[: self.icv_size]
+        return body + self._mac.compute(body + high, number)
 
     def open(self, packet: Buffer, high: bytes) -> bytes:
         """Return the plaintext of *packet*, long enough for IV and ICV. InvalidTag if it is forged."""
         view = memoryview(packet)
         end = len(view) - self.icv_size
         body = bytes(view[:end])
-        expected = hmac.digest(self._integrity_key, body + high, self._digest)[: self.icv_size]
-        if not hmac.compare_digest(expected, bytes(view[end:])):
+        if not self._mac.verify(body + high, bytes(view[end:])):
             raise InvalidTag
         if self._cipher is None:
             return body[8:]
@@ -92,6 +90,23 @@ class Separate:
 #: ESP's algorithms of one SA, with its keys.
 EspTransform: TypeAlias = Aead | Separate
 
+class _NoMac:
+    """What an AH SA has for ESP: nothing."""
+
+    size = 0
+
+    def compute(self, data: bytes, number: int) -> bytes:
+        """There is no ESP."""
+        raise TypeError("an AH SA seals no ESP")
+
+    def verify(self, data: bytes, icv: bytes) -> bool:
+        """There is no ESP."""
+        return False
+
+
+#: Stands for ESP's algorithms in an AH SA.
+NO_ESP: EspTransform = Separate(None, _NoMac())
+
 #: Octets of key by cipher; a cipher with several lengths lists them.
 _KEY_SIZES = {
     Encr.AES_GCM_16: (16, 24, 32),
@@ -100,14 +115,6 @@ _KEY_SIZES = {
     Encr.NULL: (0,),
 }
 _SALT_SIZE = 4
-#: HMAC by transform: digest, octets of key, octets of ICV (RFC 4868 section 2.6, RFC 2403, RFC 2404).
-_HMACS = {
-    Integ.HMAC_SHA2_256_128: ("sha256", 32, 16),
-    Integ.HMAC_SHA2_384_192: ("sha384", 48, 24),
-    Integ.HMAC_SHA2_512_256: ("sha512", 64, 32),
-    Integ.HMAC_SHA1_96: ("sha1", 20, 12),
-    Integ.HMAC_MD5_96: ("md5", 16, 12),
-}
 
 
 def esp_transform(suite: Suite, encryption_key: Secret, salt: Secret, integrity_key: Secret) -> EspTransform:
@@ -126,13 +133,10 @@ def esp_transform(suite: Suite, encryption_key: Secret, salt: Secret, integrity_
             raise ValueError(f"{encr.name} takes a salt of {_SALT_SIZE} octets and no integrity algorithm")
         key = encryption_key.reveal()
         return Aead(AESGCM(key) if encr is Encr.AES_GCM_16 else ChaCha20Poly1305(key), salt.reveal())
-    if suite.integ not in _HMACS:
+    if suite.integ not in HMACS and suite.integ is not Integ.AES_XCBC_96:
         raise ValueError(f"no ESP integrity algorithm {suite.integ!r} beside {encr.name}")
-    digest, key_size, icv_size = _HMACS[suite.integ]
-    if len(integrity_key) != key_size:
-        raise ValueError(f"{suite.integ.name} with a key of {len(integrity_key)} octets")
     cipher = None if encr is Encr.NULL else algorithms.AES(encryption_key.reveal())
-    return Separate(cipher, digest, icv_size, integrity_key.reveal())
+    return Separate(cipher, mac_of(suite, integrity_key, salt))
 
 
 def encrypt_cbc(cipher: algorithms.AES, iv: bytes, plaintext: bytes) -> bytes:
