@@ -689,10 +689,10 @@ def test_a_bug_of_ours_costs_one_packet(monkeypatch: pytest.MonkeyPatch) -> None
 
     real = esp.seal
 
-    def seal(sa: object, parts: list[object], version: int) -> list[bytes]:
-        if version == 6:
+    def seal(sa: object, parts: list[object], next_header: int) -> list[bytes]:
+        if next_header == 41:
             raise KeyError("secret octets")
-        return real(sa, parts, version)  # type: ignore[arg-type]
+        return real(sa, parts, next_header)  # type: ignore[arg-type]
 
     monkeypatch.setattr(esp, "seal", seal)
     plane = plane_with(sa_params(inbound=False), sa_params(inbound=False, spi=0x1002, name="v6", child=2))
