@@ -196,6 +196,9 @@ class IkeEndpoint:
         match due.timer:
             case Timer.RETRANSMIT:
                 sa.retransmit(now)
+            case Timer.FALLBACK:
+                if isinstance(sa.current, IkeInit) and not sa.answered:
+                    sa.close(Failure(FailureKind.NO_ANSWER, "nobody answered"), now)
             case Timer.SETTLE:
                 if isinstance(sa.current, IkeInit):
                     sa.current.settle(sa, now)

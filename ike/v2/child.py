@@ -88,7 +88,7 @@ def install(
         spi_in=agreed.spi_in,
         spi_out=agreed.spi_out,
         selectors=agreed.pairs,
-        path=child_path(sa, protection.encapsulation),
+        path=child_path(sa, protection.encapsulation, agreed.suite.protocol),
         born=now,
         encapsulation=protection.encapsulation,
         replaces=None if replaces is None else replaces.number,
@@ -125,6 +125,8 @@ def install(
                 follow_nat=sa.nat_remote,
                 replay_window=protection.replay_window,
                 rekey_at=None if soft is None else now + soft,
+                nat=child.mode is Mode.TRANSPORT and (sa.nat_local or sa.nat_remote),
+                dynamic=core.dynamic.get(child.entry),
             )
         )
     )
@@ -153,6 +155,7 @@ def remove(sa: IkeSa, child: Child, reason: str, now: Nanos, *, drain: Nanos = 0
     live = [c for c in sa.children.values() if c.replaces == child.number and c.state is ChildState.LIVE]
     if live:  # the predecessor is gone: the newest successor is in use from now on (section 2.8)
         activate(sa, live[-1])
+    core.forget_dynamic(child.entry)
     core.emit(ChildRemoved(child.number, child.spi_in, child.spi_out, reason, drain))
     sa.tell(
         now,
@@ -186,8 +189,13 @@ def by_spi_out(sa: IkeSa, protocol: int, spi: bytes) -> Child | None:
     return next((c for c in sa.children.values() if c.spi_out == number and c.protocol == protocol), None)
 
 
-def child_path(sa: IkeSa, encapsulation: Encapsulation) -> Path:
-    """Return where ESP and AH packets go: port 4500 on both sides if encapsulated, no ports if not."""
+def child_path(sa: IkeSa, encapsulation: Encapsulation, protocol: ProtocolId) -> Path:
+    """Return where ESP and AH packets go: port 4500 on both sides if encapsulated, no ports if not.
+
+    AH is never encapsulated: it covers the addresses outside.
+    """
+    if protocol is ProtocolId.AH:
+        encapsulation = Encapsulation.NONE
     match encapsulation:
         case Encapsulation.UDP:
             encapsulated = True

@@ -54,6 +54,8 @@ class Core:
         self.failures: dict[str, str] = {}
         #: What happened to messages that led nowhere.
         self.counters: Counter[str] = Counter()
+        #: Entries that the default response rule granted, as long as they have Child SAs.
+        self.dynamic: dict[str, SpdEntry] = {}
         #: Source address to each remote address, as the host knows it.
         self.sources: dict[IpAddress, IpAddress] = {}
         self._told: dict[tuple[str, str], Nanos] = {}
@@ -82,7 +84,7 @@ class Core:
 
     def entry(self, entry_id: str) -> SpdEntry | None:
         """Return the PROTECT entry of that id."""
-        entry = self.snapshot.spd.entry(entry_id)
+        entry = self.dynamic.get(entry_id) or self.snapshot.spd.entry(entry_id)
         if entry is None or entry.disposition is not Disposition.PROTECT or entry.protection is None:
             return None
         return entry
@@ -91,7 +93,15 @@ class Core:
         """Return the PROTECT entries that the PAD entry *peer* may obtain, in SPD order."""
         known = self.snapshot.pad.by_name(peer)
         found = [] if known is None else [self.entry(entry_id) for entry_id in known.entries]
+        found += [e for e in self.dynamic.values() if e.protection is not None and e.protection.peer == peer]
         return [entry for entry in found if entry is not None and entry.protection is not None]
+
+    def forget_dynamic(self, entry_id: str) -> None:
+        """Forget a dynamic entry that has no Child SA any more."""
+        if entry_id not in self.dynamic:
+            return
+        if not any(c.entry == entry_id for sa in self.sas.values() for c in sa.children.values()):
+            del self.dynamic[entry_id]
 
     def new_number(self) -> int:
         """Return a number for an IKE SA, unique in the life of the endpoint."""

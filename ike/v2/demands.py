@@ -27,7 +27,8 @@ from policy.clock import Nanos
 from policy.model import Encapsulation
 from policy.pad import PeerEntry
 from policy.path import IKE_PORT, NATT_PORT, Endpoint, IpAddress, Path
-from policy.selectors import Flow
+from policy.selectors import AddressRange, Flow
+from policy.spd import Mode, SpdEntry
 
 _DIALLING = (State.INITIATING, State.AUTHENTICATING)
 
@@ -71,12 +72,15 @@ class Demands:
         if present is not None:
             self._is_there(entry_id, present, now)
             return
-        usable = self._usable(peer.name)
+        usable = self._usable(peer.name, entry)
         if usable is not None:
             self._waiting[entry_id] = _Demand(flow, usable.number)
             usable.start(ChildCreate(entry_id, flow), now)
             return
-        dialling = next((sa for sa in core.of_peer(peer.name) if sa.initiator and sa.state in _DIALLING), None)
+        dialling = next(
+            (s for s in core.of_peer(peer.name) if s.initiator and s.state in _DIALLING and _carries(s, entry)),
+            None,
+        )
         if dialling is not None:
             self._waiting[entry_id] = _Demand(flow, dialling.number)
             return
@@ -253,7 +257,7 @@ class Demands:
         core = self._core
         if peer.address is None:
             return
-        local = core.source_for(peer.address)
+        local = self._source(peer.address, entry)
         if local is None:
             self._fail(entry, Failure(FailureKind.LOCAL, f"we have no address to reach {peer.address} from"), now)
             return
@@ -273,6 +277,9 @@ class Demands:
         self._waiting[entry] = _Demand(flow, sa.number)
         try:
             IkeInit(sa, peer, entry, flow).begin(sa, now)
+            found = core.entry(entry)
+            if found is not None and found.protection is not None and found.protection.fallback_clear:
+                core.timers.set(sa.number, Timer.FALLBACK, now + core.settings.fallback_after)
         except LocalError as error:  # an algorithm that policy names and we cannot do
             sa.close(Failure(FailureKind.LOCAL, f"{error} ({peer.where})"), now)
 
@@ -282,8 +289,14 @@ class Demands:
         port = NATT_PORT if Encapsulation.UDP in wanted else IKE_PORT
         return Path(Endpoint(local, port), Endpoint(remote, port))
 
-    def _usable(self, peer: str) -> IkeSa | None:
-        usable = [sa for sa in self._core.of_peer(peer) if sa.usable]
+    def _source(self, remote: IpAddress, entry_id: str) -> IpAddress | None:
+        """Return our address to dial from: in transport mode it is the entry's own."""
+        entry = self._core.entry(entry_id)
+        own = None if entry is None else _own_host(entry)
+        return self._core.source_for(remote) if own is None else own.first
+
+    def _usable(self, peer: str, entry: SpdEntry | None = None) -> IkeSa | None:
+        usable = [sa for sa in self._core.of_peer(peer) if sa.usable and (entry is None or _carries(sa, entry))]
         return usable[-1] if usable else None
 
     def _present(self, peer: str, entry: str, flow: Flow | None) -> tuple[IkeSa, Child] | None:
@@ -326,6 +339,10 @@ def _cannot_dial(peer: PeerEntry) -> str:
     """Return why *peer* cannot be dialled, or nothing."""
     if peer.ike.version != 2:
         return f"{peer.name} needs IKEv{peer.ike.version}, which is not spoken ({peer.where})"
+    if peer.responds_only:
+        return f"{peer.name} is known by the default response rule alone: it must dial us ({peer.where})"
+    if peer.hosts:
+        return f"{peer.name} stands for each host of a range: there is none to dial yet ({peer.where})"
     if peer.address is None:
         return f"{peer.name} may be anywhere: it must dial us ({peer.where})"
     if not preshared_keys(peer):
@@ -341,7 +358,23 @@ def _explain(sa: IkeSa, failure: Failure) -> Failure:
         return failure
     if sa.state is State.CLOSED and sa.spi_r != bytes(8):
         return Failure(FailureKind.REFUSED, f"{failure.reason}: the peer answered IKE_SA_INIT but not IKE_AUTH")
+    if sa.answered:
+        reason = sa.probable or "the peer answered IKE_SA_INIT, but never with an agreement"
+        return Failure(FailureKind.REFUSED, reason)
     return Failure(failure.kind, reasons.no_answer(sa.path.remote, sa.probable))
+
+
+def _carries(sa: IkeSa, entry: SpdEntry) -> bool:
+    """Whether a Child SA of *entry* can be made on *sa*: in transport mode it is between the addresses of both."""
+    own = _own_host(entry)
+    return own is None or (own.version == sa.path.version and own.contains(int(sa.path.local.address)))
+
+
+def _own_host(entry: SpdEntry) -> AddressRange | None:
+    """Return the own address of a transport-mode entry, None where any will do."""
+    own = entry.selectors.local.addresses
+    transport = entry.protection is not None and entry.protection.mode is Mode.TRANSPORT
+    return own if transport and own.start == own.end else None
 
 
 def _serves(other: Child, child: Child) -> bool:

@@ -21,12 +21,13 @@ from ike.errors import (
 from ike.names import describe_offer, describe_proposal
 from ike.negotiate import Choice, Mismatch, check_group, choose, verify_answer
 from ike.v2.child import Agreed, Child, install, selectors_text
-from ike.v2.traffic import Narrowed, accepted_pairs, grant, offered_sides
+from ike.v2.response import DYNAMIC, by_default_response
+from ike.v2.traffic import Narrowed, accepted_pairs, as_asked, as_seen, grant, offered_sides
 from ike.wire.message import Message
 from ike.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
 from ike.wire.proposals import offer
 from policy.clock import Nanos
-from policy.proposals import Group, Proposal, Suite
+from policy.proposals import Group, Proposal, ProtocolId, Suite
 from policy.secret import Secret
 from policy.selectors import Flow, SelectorPair, TrafficSelector
 from policy.spd import Mode, SpdEntry
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ike.v2.sa import IkeSa
 
 NONCE_LENGTH = 32
+_AH_AND_NAT = "AH cannot cross the NAT between the ends: write an esp:... method, such as esp:null-sha256"
 
 
 class ChildOffer:
@@ -52,7 +54,10 @@ class ChildOffer:
         groups = () if first or self.protection.pfs is None else (self.protection.pfs,)
         if groups:
             self.kex = generate(groups[0], sa.core.entropy)
-        proposals = [replace(proposal, groups=groups) for proposal in single_protocols(entry)]
+        usable = [proposal for proposal in single_protocols(entry) if crosses(sa, proposal)]
+        if not usable:
+            raise LocalError(_nothing_to_offer(sa, entry))
+        proposals = [replace(proposal, groups=groups) for proposal in usable]
         self.wire = offer(proposals, self.spi_in.to_bytes(4, "big"))
         self.local, self.remote = offered_sides(entry, flow)
 
@@ -137,8 +142,13 @@ def answer_child(
     if len(sa.children) >= sa.core.settings.children_limit:
         raise NoAdditionalSas(f"this IKE SA has {len(sa.children)} Child SAs already")
     transport = message.notify(NotifyType.USE_TRANSPORT_MODE) is not None
+    seen_i, seen_r = (as_seen(sa, tsi, local=False), as_seen(sa, tsr, local=True)) if transport else (tsi, tsr)
     entries = sa.core.entries_of(sa.peer_name)
-    granted = grant(entries, tsr, tsi, transport=transport, prefer=None if replaces is None else replaces.entry)
+    granted = grant(
+        entries, seen_r, seen_i, transport=transport, prefer=None if replaces is None else replaces.entry
+    )
+    if granted is None and transport:
+        granted = by_default_response(sa, seen_r, seen_i)
     if granted is None or granted.entry.protection is None:
         raise TsUnacceptable(_nothing_for(entries, tsi, tsr, transport))
     protection = granted.entry.protection
@@ -169,10 +179,15 @@ def answer_child(
         keys_in=from_peer,
         keys_out=from_us,
     )
+    if granted.entry.rule == DYNAMIC:
+        sa.core.dynamic[granted.entry.id] = granted.entry
     child = install(sa, agreed, now, dormant=replaces is not None, replaces=replaces)
-    parts += [TsPayload(True, granted.remote), TsPayload(False, granted.local)]
+    parts += [
+        TsPayload(True, as_asked(granted.remote, tsi, seen_i)),
+        TsPayload(False, as_asked(granted.local, tsr, seen_r)),
+    ]
     parts += _mode_notifies(protection.mode is Mode.TRANSPORT)
-    if granted.narrowed and _more_possible(entries, granted, tsr, tsi, transport=transport):
+    if granted.narrowed and _more_possible(entries, granted, seen_r, seen_i, transport=transport):
         parts.append(NotifyPayload(NotifyType.ADDITIONAL_TS_POSSIBLE))
     return parts, child
 
@@ -193,7 +208,10 @@ def _more_possible(
 def _choose(sa: IkeSa, request: SaPayload, ke: KePayload | None, entry: SpdEntry, *, first: bool) -> Choice:
     """Choose a suite for the Child SA; NoProposalChosen or InvalidKePayload if there is none yet."""
     group = None if ke is None else ke.group
-    choice = choose(request.proposals, acceptable(sa, entry, first=first), preferred_group=group)
+    usable = acceptable(sa, entry, first=first)
+    if not usable:
+        raise NoProposalChosen(_nothing_to_offer(sa, entry))
+    choice = choose(request.proposals, usable, preferred_group=group)
     if isinstance(choice, Mismatch):
         raise NoProposalChosen(f"no common ESP/AH proposal: {choice} ({entry.where})")
     if choice.offered.spi == bytes(4):
@@ -215,7 +233,7 @@ def acceptable(sa: IkeSa, entry: SpdEntry, *, first: bool) -> list[Proposal]:
     With PFS configured its group is a must; without, a peer that wants PFS gets it with any group of the IKE
     proposals. In IKE_AUTH there is no key exchange to do it with.
     """
-    plain = [replace(proposal, groups=()) for proposal in single_protocols(entry)]
+    plain = [replace(proposal, groups=()) for proposal in single_protocols(entry) if crosses(sa, proposal)]
     if first or entry.protection is None:
         return plain
     if entry.protection.pfs is not None:
@@ -223,6 +241,17 @@ def acceptable(sa: IkeSa, entry: SpdEntry, *, first: bool) -> list[Proposal]:
     ours = [] if sa.peer is None else [g for p in sa.peer.ike.proposals for g in p.groups]
     groups = tuple(dict.fromkeys(ours))
     return plain + ([replace(proposal, groups=groups) for proposal in plain] if groups else [])
+
+
+def crosses(sa: IkeSa, proposal: Proposal) -> bool:
+    """Whether *proposal* gets through what is between the ends: AH covers the addresses that a NAT changes."""
+    return proposal.protocol is not ProtocolId.AH or not (sa.nat_local or sa.nat_remote)
+
+
+def _nothing_to_offer(sa: IkeSa, entry: SpdEntry) -> str:
+    if any(not crosses(sa, proposal) for proposal in single_protocols(entry)):
+        return f"{_AH_AND_NAT} ({entry.where})"
+    return f"AH and ESP on one packet cannot be agreed on by IKEv2: name a method of one protocol ({entry.where})"
 
 
 def sides(message: Message) -> tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]:
@@ -258,6 +287,11 @@ def _nothing_for(
     transport: bool,
 ) -> str:
     asked = selectors_text([SelectorPair(tsr[-1], tsi[-1])])
-    ours = "; ".join(f"{entry.selectors} ({entry.where})" for entry in entries[:4]) or "nothing"
-    mode = "" if transport else ", tunnel mode"
+    told = transport or any(e.protection is not None and e.protection.mode is Mode.TRANSPORT for e in entries)
+    ours = "; ".join(f"{e.selectors}{_mode_text(e) if told else ''} ({e.where})" for e in entries[:4]) or "nothing"
+    mode = ", transport mode" if transport else ", tunnel mode"
     return f"the peer asks for {asked}{mode}; we have {ours}"
+
+
+def _mode_text(entry: SpdEntry) -> str:
+    return "" if entry.protection is None else f", {entry.protection.mode.value} mode"

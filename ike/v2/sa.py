@@ -83,6 +83,7 @@ class IkeSa:
         self.successor: IkeSa | None = None
         #: What an unauthenticated answer to IKE_SA_INIT said.
         self.probable = ""
+        self.answered = False  # whether anything came from the peer, authentic or not
         #: Set by the answer to a request that ends the IKE SA: it closes once the response is out.
         self.closing: Failure | None = None
         #: The IKE SA that both ends rekey at once, while it is open which successor stands.
@@ -223,7 +224,7 @@ class IkeSa:
         """Send along *path* from now on, with the encapsulated Child SAs."""
         self.path = path
         for child in self.children.values():
-            child.path = children.child_path(self, child.encapsulation)
+            child.path = children.child_path(self, child.encapsulation, child.protocol)
         moved = tuple(c.number for c in self.children.values() if c.path.encapsulated)
         if moved:
             self.core.emit(PathChanged(moved, self.children[moved[0]].path))

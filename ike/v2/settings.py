@@ -34,6 +34,8 @@ class IkeSettings:
     #: An error answer to IKE_SA_INIT is not authenticated, so it ends an attempt only after this long without
     #: a proper answer.
     refusal_grace: Nanos = 2 * SECOND
+    #: A peer that has not answered at all by then speaks no IKE, as far as ``fallback_clear`` cares.
+    fallback_after: Nanos = 3 * SECOND
     #: A responder waits this long for IKE_AUTH.
     half_open_time: Nanos = 30 * SECOND
     #: Cookies are demanded from this many half-open IKE SAs (section 2.6).

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from policy.selectors import AddressRange, Flow, PortRange, SelectorPair, TrafficSelector
 from policy.spd import Mode, SpdEntry
+
+if TYPE_CHECKING:
+    from ike.v2.sa import IkeSa
 
 #: Selectors a side that we answer with, and pairs of them that one Child SA has: narrowing is always allowed.
 _MAX_SIDE, _MAX_PAIRS = 8, 32
@@ -78,6 +82,32 @@ def accepted_pairs(
 def covered(pairs: Sequence[SelectorPair], by: Sequence[SelectorPair]) -> bool:
     """Whether every one of *pairs* lies in one of *by*."""
     return all(any(other.covers(pair) for other in by) for pair in pairs)
+
+
+def as_seen(sa: IkeSa, asked: Sequence[TrafficSelector], *, local: bool) -> tuple[TrafficSelector, ...]:
+    """Return transport-mode selectors with the addresses that we see where a NAT changed them (section 2.23.1).
+
+    *local*: they are our side, TSr of a request to us.
+    """
+    behind_nat = sa.nat_local if local else sa.nat_remote
+    address = (sa.path.local if local else sa.path.remote).address
+    if not behind_nat:
+        return tuple(asked)
+    here = AddressRange.of(address)
+    return tuple(
+        replace(one, addresses=here)
+        if one.addresses.start == one.addresses.end and one.addresses.version == here.version
+        else one
+        for one in asked
+    )
+
+
+def as_asked(
+    granted: Sequence[TrafficSelector], asked: Sequence[TrafficSelector], seen: Sequence[TrafficSelector]
+) -> tuple[TrafficSelector, ...]:
+    """Return what is granted with the addresses that the peer knows: those that ``as_seen`` replaced, again."""
+    known = {there.addresses: here.addresses for here, there in zip(asked, seen, strict=True)}
+    return tuple(replace(one, addresses=known.get(one.addresses, one.addresses)) for one in granted)
 
 
 def _packet_side(version: int, protocol: int, address: int, port: int | None) -> TrafficSelector:

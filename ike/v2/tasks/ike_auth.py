@@ -58,7 +58,7 @@ class IkeAuth(Task):
         if self._peer.remote_id is not None:
             parts.append(IdPayload(False, self._peer.remote_id))
         parts.append(AuthPayload(AuthMethod.SHARED_KEY, own_auth(sa, secrets[0], idi)))
-        if not any(other.state in AUTHENTICATED for other in sa.core.of_peer(self._peer.name)):
+        if not _has_other(sa):
             parts.append(NotifyPayload(NotifyType.INITIAL_CONTACT))
         return parts + self._offer.payloads()
 
@@ -189,6 +189,14 @@ def start_timers(sa: IkeSa, now: Nanos) -> None:
         core.timers.set(sa.number, Timer.LIVENESS, now + settings.liveness)
     if sa.nat_local:
         core.timers.set(sa.number, Timer.KEEPALIVE, now + core.settings.keepalive)
+
+
+def _has_other(sa: IkeSa) -> bool:
+    """Whether another IKE SA with the same host is up: several rules may know it under several names."""
+    there = sa.path.remote.address
+    return any(
+        other.state in AUTHENTICATED and other.path.remote.address == there for other in sa.core.sas.values()
+    )
 
 
 def preshared_keys(peer: PeerEntry) -> list[Secret]:

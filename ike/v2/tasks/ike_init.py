@@ -83,6 +83,7 @@ class IkeInit(InitialTask):
 
     def examine(self, sa: IkeSa, message: Message, path: Path, now: Nanos) -> None:
         """Take a response: a cookie or another group to retry with, an error to remember, or the real one."""
+        sa.answered = True
         cookie = message.notify(NotifyType.COOKIE)
         error = message.error()
         if message.first(SaPayload) is not None and error is None:
