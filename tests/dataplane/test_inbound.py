@@ -363,7 +363,7 @@ def test_a_flow_allowed_on_one_sa_is_not_on_another() -> None:
 
 
 def test_the_cache_of_allowed_flows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.dataplane.inbound.MAX_ALLOWED_FLOWS", 8)
+    monkeypatch.setattr("tunnel.dataplane.admission.MAX_ALLOWED_FLOWS", 8)
     plane = receiver()
     packets = [udp4(b"", dport=port) for port in range(20)] + [ip4(p, bytes(8)) for p in range(100, 120)]
     assert receive(plane, *sealed(*packets)) == packets

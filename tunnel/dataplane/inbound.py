@@ -13,8 +13,9 @@ from cryptography.exceptions import InvalidTag
 
 from policy.clock import SECOND, Nanos
 from policy.path import Path
-from policy.spd import Disposition, Mode, Snapshot, Spd
+from policy.spd import Mode
 from tunnel.dataplane import ah
+from tunnel.dataplane.admission import Admission
 from tunnel.dataplane.coalesce import Coalescer
 from tunnel.dataplane.contract import (
     DropReason,
@@ -26,21 +27,17 @@ from tunnel.dataplane.contract import (
     WireDatagrams,
     WriteTun,
 )
-from tunnel.dataplane.ecn import decapsulate
-from tunnel.dataplane.esp import DUMMY, HEADER_SIZE, NEXT_HEADER, trailers_of
-from tunnel.dataplane.flow import FlowError, Parsed, parse
+from tunnel.dataplane.esp import DUMMY, HEADER_SIZE, trailers_of
+from tunnel.dataplane.flow import FlowError
 from tunnel.dataplane.ledger import Ledger
-from tunnel.dataplane.lookup import find_inbound
 from tunnel.dataplane.macs import Mac
 from tunnel.dataplane.outer import AH, ESP
-from tunnel.dataplane.restore import received, restored, with_checksum
-from tunnel.dataplane.sad import MAX_ALLOWED_FLOWS, InboundSa, Sad
+from tunnel.dataplane.restore import is_fragment, received, restored
+from tunnel.dataplane.sad import InboundSa, Sad
 from tunnel.dataplane.udpencap import NON_ESP_MARKER, Kind, demultiplex
 
 _HEADER = struct.Struct("!II")
 _LOW = 0xFFFF_FFFF
-_VERSION = {next_header: version for version, next_header in NEXT_HEADER.items()}
-_TUNNELLED = frozenset({*NEXT_HEADER.values(), DUMMY})
 _UNKNOWN_SPI_PER_SECOND = 10
 
 
@@ -50,24 +47,12 @@ class Inbound:
     def __init__(self, ledger: Ledger, sad: Sad) -> None:
         self._ledger = ledger
         self._sad = sad
-        self._spd = Spd()
+        self.admission = Admission(ledger, sad)
         self.offload = TunOffload()
         #: Child SAs whose dormant half is to be activated after the burst.
         self.activated: list[int] = []
         self._unknown_since: Nanos = -SECOND
         self._unknown = 0
-
-    def load(self, snapshot: Snapshot) -> None:
-        """Swap the policy: an SA whose SPD entry is gone delivers nothing any more."""
-        self._spd = snapshot.spd
-        for sa in self._sad.inbound.values():
-            sa.allowed.clear()
-            self.admit(sa)
-
-    def admit(self, sa: InboundSa) -> None:
-        """Note whether the SPD entry of *sa* is in force."""
-        entry = self._spd.entry(sa.params.entry)
-        sa.serves = entry is not None and entry.disposition is Disposition.PROTECT
 
     def burst(self, datagrams: list[WireDatagrams], now: Nanos) -> None:
         """Open what came from the wire; segments are coalesced over the whole burst."""
@@ -104,6 +89,7 @@ class Inbound:
         if (
             sa is None
             or sa.decrypt is None
+            or not sa.plain
             or item.path is not sa.seen_path
             or item.tos & 1
             or sa.octets + len(data) >= sa.next_limit
@@ -184,7 +170,7 @@ class Inbound:
     ) -> DropReason | None:
         """Check replay, limits and ICV of an AH packet; then let the window and the counters move."""
         header = received(item, AH, len(packet))
-        if header[0] >> 4 == 4 and (header[6] & 0x3F or header[7]):
+        if is_fragment(header):
             return DropReason.OUTER_FRAGMENT
         window = sa.window
         number = window.infer(low)
@@ -228,10 +214,9 @@ class Inbound:
                 inner.drop(reason, 1)
             return reason
         if sa.params.mode is Mode.TRANSPORT:
-            return self._hand_on(sa, restored(item, next_header, payload), coalescer)
-        if _VERSION.get(next_header) is None or len(payload) < 20 or payload[0] >> 4 != _VERSION[next_header]:
-            return DropReason.INNER_MALFORMED
-        return self._hand_on(sa, payload, coalescer, item.tos & 3)
+            packet = restored(item, next_header, payload)
+            return self.admission.transported(sa, packet, sa.path.remote, coalescer, now)
+        return self.admission.tunnelled(sa, next_header, payload, item.tos & 3, coalescer)
 
     def _control(self, packet: bytes, path: Path) -> DropReason | None:
         """Take what is no ESP packet on port 4500."""
@@ -283,121 +268,24 @@ class Inbound:
         if sa.octets >= sa.next_limit:
             self._expire(sa, hard=sa.octets >= sa.hard)
         if sa.params.mode is Mode.TRANSPORT:
-            return self._transport(sa, plain, item, coalescer)
+            return self._transport(sa, plain, item, coalescer, now)
         if not item.tos & 1 and coalescer.extend(sa, plain):
             self._ledger.inbound_out += 1
             return None
-        return self._deliver(sa, plain, item.tos & 3, coalescer)
+        return self.admission.deliver(sa, plain, item.tos & 3, coalescer)
 
     def _transport(
-        self, sa: InboundSa, plain: bytes, item: WireDatagrams, coalescer: Coalescer
+        self, sa: InboundSa, plain: bytes, item: WireDatagrams, coalescer: Coalescer, now: Nanos
     ) -> DropReason | None:
         """Check the trailer of a transport-mode payload, and put its IP header before it again."""
         if len(plain) < 2 or not plain.endswith(trailers_of(plain[-1])[plain[-2]]):
             return DropReason.BAD_PADDING
         if plain[-1] == DUMMY:
             return DropReason.DUMMY
+        if is_fragment(item.header):
+            return DropReason.OUTER_FRAGMENT
         packet = restored(item, plain[-1], plain[: len(plain) - plain[-2] - 2])
-        return self._hand_on(sa, packet, coalescer)
-
-    def _hand_on(
-        self, sa: InboundSa, packet: bytes, coalescer: Coalescer, outer_ecn: int = 0
-    ) -> DropReason | None:
-        """Check a packet against selectors and policy, and hand it on (RFC 4301 section 5.2 step 4)."""
-        try:
-            parsed = parse(packet)
-        except FlowError:
-            return DropReason.INNER_MALFORMED
-        packet = packet[: parsed.length]
-        key = (parsed.flow, parsed.fragment)
-        if key not in sa.allowed:
-            refused = self._refused(sa, parsed)
-            if refused is not None:
-                return refused
-            if len(sa.allowed) < MAX_ALLOWED_FLOWS:
-                sa.allowed.add(key)
-        if not sa.serves:
-            return DropReason.SELECTOR_MISMATCH
-        if sa.params.nat:
-            packet = with_checksum(packet, parsed)
-        if outer_ecn & 1:
-            marked = decapsulate(packet, outer_ecn)
-            if marked is None:
-                return DropReason.ECN_CE_NOT_ECT
-            packet = marked
-        coalescer.add(packet)
-        self._ledger.inbound_out += 1
-        return None
-
-    def _deliver(self, sa: InboundSa, plain: bytes, outer_ecn: int, coalescer: Coalescer) -> DropReason | None:
-        """Check trailer, inner packet, selectors and ECN of a decrypted payload; hand the packet on."""
-        if len(plain) < 2:
-            return DropReason.BAD_PADDING
-        next_header = plain[-1]
-        if next_header not in _TUNNELLED or not plain.endswith(trailers_of(next_header)[plain[-2]]):
-            return DropReason.BAD_PADDING
-        if next_header == DUMMY:
-            return DropReason.DUMMY
-        room = len(plain) - plain[-2] - 2
-        version = _VERSION[next_header]
-        if room < 20 or plain[0] >> 4 != version:
-            return DropReason.INNER_MALFORMED
-        key = b""
-        if plain[0] == 0x45 and plain[9] in (6, 17) and not (plain[6] & 0x3F or plain[7]):
-            length = plain[2] << 8 | plain[3]
-            if 28 <= length <= room:
-                key = plain[9:10] + plain[12:24]
-        elif version == 6 and room >= 48 and plain[6] in (6, 17):
-            length = 40 + (plain[4] << 8 | plain[5])
-            if 48 <= length <= room:
-                key = plain[6:7] + plain[8:44]
-        if not key or key not in sa.allowed:
-            try:
-                parsed = parse(plain[:room])
-            except FlowError:
-                return DropReason.INNER_MALFORMED
-            length = parsed.length
-            flow_key = key or (parsed.flow, parsed.fragment)
-            if flow_key not in sa.allowed:
-                refused = self._refused(sa, parsed)
-                if refused is not None:
-                    return refused
-                if len(sa.allowed) < MAX_ALLOWED_FLOWS:
-                    sa.allowed.add(flow_key)
-        if not sa.serves:
-            return DropReason.SELECTOR_MISMATCH
-        packet = plain[:length]
-        if outer_ecn & 1:  # ECT(1) or CE: all else leaves the inner field alone
-            marked = decapsulate(packet, outer_ecn)
-            if marked is None:
-                return DropReason.ECN_CE_NOT_ECT
-            packet = marked
-        coalescer.add(packet, sa, len(plain), plain[length:])
-        self._ledger.inbound_out += 1
-        return None
-
-    def _refused(self, sa: InboundSa, parsed: Parsed) -> DropReason | None:
-        """Return why a packet may not come in through *sa*: outside its selectors, or the SPD forbids.
-
-        RFC 4301 section 4.4.1 wants a decorrelated SPD: what an earlier entry blocks, or protects with another
-        peer, is no part of this SA's entry. What it bypasses may come in clear, so it may come protected too.
-        """
-        if not sa.covers(parsed.flow):
-            return DropReason.SELECTOR_MISMATCH
-        try:
-            entry = find_inbound(self._spd, parsed)
-        except FlowError as error:
-            return error.reason
-        if entry is None:
-            return DropReason.SELECTOR_MISMATCH
-        if entry.disposition is Disposition.DISCARD:
-            return DropReason.DISCARD_POLICY
-        if entry.protection is None or entry.id == sa.params.entry:
-            return None
-        own = self._spd.entry(sa.params.entry)
-        if own is None or own.protection is None or own.protection.peer != entry.protection.peer:
-            return DropReason.SELECTOR_MISMATCH
-        return None
+        return self.admission.transported(sa, packet, sa.path.remote, coalescer, now)
 
     def _authentic(self, sa: InboundSa, path: Path) -> None:
         """An authentic packet wakes the dormant twin, and may show that the peer's address changed."""

@@ -47,7 +47,7 @@ class ReferenceDataPlane:
     def load(self, snapshot: Snapshot, now: Nanos) -> None:
         """Swap the policy; held packets of entries that vanished are dropped."""
         self._outbound.load(snapshot)
-        self._inbound.load(snapshot)
+        self._inbound.admission.load(snapshot)
 
     def add_sa(self, params: SaParams, now: Nanos) -> None:
         """Install an SA. ValueError for a duplicate inbound SPI or an algorithm it cannot do."""
@@ -59,7 +59,7 @@ class ReferenceDataPlane:
                     self._fit(other)
             self._outbound.forget_choices()
         else:
-            self._inbound.admit(sa)
+            self._inbound.admission.admit(sa)
 
     def activate(self, child: int) -> None:
         """Let the dormant outbound SA of *child* be chosen."""
@@ -82,6 +82,8 @@ class ReferenceDataPlane:
     def update_path(self, child: int, path: Path) -> None:
         """Send the packets of *child* along *path* from now on."""
         for sa in self._sad.outbound_of(child):
+            if sa.params.nat:
+                self._sad.nat_flows.move(sa.path.remote, path.remote)
             sa.path = path
             self._fit(sa)
         for twin in self._sad.inbound.values():
@@ -117,6 +119,9 @@ class ReferenceDataPlane:
     def inbound(self, datagrams: list[WireDatagrams], now: Nanos) -> None:
         """Open packets read from port 4500 or from the raw socket; IKE messages are punted."""
         self._inbound.burst(datagrams, now)
+        if self._sad.nat_flows.changed:
+            self._sad.nat_flows.changed = False
+            self._outbound.forget_choices()
         while self._inbound.activated:
             child = self._inbound.activated.pop()
             self.activate(child)

@@ -6,7 +6,7 @@ import struct
 
 from policy.selectors import TCP, UDP
 from tunnel.dataplane.checksum import checksum, pseudo_header
-from tunnel.dataplane.contract import WireDatagrams
+from tunnel.dataplane.contract import Buffer, WireDatagrams
 from tunnel.dataplane.flow import Parsed
 from tunnel.dataplane.offload import CHECKSUM_OFFSET
 from tunnel.dataplane.outer import PROTOCOL_AT, carry, header
@@ -20,6 +20,11 @@ def received(item: WireDatagrams, protocol: int, payload: int) -> bytes:
         return bytes(item.header)
     remote, local = item.path.remote.address.packed, item.path.local.address.packed
     return header(remote, local, protocol, payload, tos=item.tos)
+
+
+def is_fragment(header: Buffer) -> bool:
+    """Whether an IPv4 header, if it is there, says that a fragment follows."""
+    return len(header) >= 20 and header[0] >> 4 == 4 and bool(header[6] & 0x3F or header[7])
 
 
 def restored(item: WireDatagrams, protocol: int, payload: bytes) -> bytes:

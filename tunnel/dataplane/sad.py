@@ -14,6 +14,7 @@ from policy.spd import Mode
 from tunnel.dataplane import ah
 from tunnel.dataplane.contract import Buffer, DropReason, SaParams, SaStats
 from tunnel.dataplane.macs import Mac, mac_of
+from tunnel.dataplane.natflows import NatFlows
 from tunnel.dataplane.replay import ReplayWindow
 from tunnel.dataplane.transforms import NO_ESP, Aead, EspTransform, Separate, esp_transform
 
@@ -128,13 +129,15 @@ class InboundSa(Sa):
 class Sad:
     """All SAs. Outbound SPIs are the peers' choice, so two peers may choose the same."""
 
-    __slots__ = ("by_entry", "inbound", "outbound")
+    __slots__ = ("by_entry", "inbound", "nat_flows", "outbound")
 
     def __init__(self) -> None:
         self.inbound: dict[int, InboundSa] = {}
         self.outbound: dict[int, list[OutboundSa]] = {}
         #: Outbound SAs of each SPD entry, newest Child SA first.
         self.by_entry: dict[str, list[OutboundSa]] = {}
+        #: Which of several peers behind one NAT a flow belongs to.
+        self.nat_flows = NatFlows()
 
     def add(self, params: SaParams) -> InboundSa | OutboundSa:
         """Install an SA. ValueError for a duplicate inbound SPI or anything that it cannot do."""
@@ -177,12 +180,18 @@ class Sad:
         return [sa for sas in self.outbound.values() for sa in sas if sa.params.child == child]
 
     def choose(self, entry: str, flow: Flow) -> OutboundSa | None:
-        """Return the newest SA of *entry* whose selectors hold *flow*, a usable one before a dormant one."""
+        """Return the newest SA of *entry* whose selectors hold *flow*, a usable one before a dormant one.
+
+        Of several peers behind one NAT only the one that speaks in *flow*, if any did.
+        """
         fitting = [
             sa
             for sa in self.by_entry.get(entry, ())
             if any(pair.matches_outbound(flow) for pair in sa.params.selectors) and self._leads(sa)
         ]
+        if any(sa.params.nat for sa in fitting):
+            peer = self.nat_flows.peer_of(flow)
+            fitting = [sa for sa in fitting if peer in (None, sa.path.remote)]
         return next((sa for sa in fitting if not sa.dormant), fitting[0] if fitting else None)
 
     def inner_of(self, sa: OutboundSa) -> OutboundSa | None:

@@ -90,6 +90,7 @@ class Separate:
 #: ESP's algorithms of one SA, with its keys.
 EspTransform: TypeAlias = Aead | Separate
 
+
 class _NoMac:
     """What an AH SA has for ESP: nothing."""
 
