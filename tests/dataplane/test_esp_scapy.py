@@ -15,6 +15,7 @@ from tests.support.packets import (
     CBC_SHA512,
     CHACHA,
     GCM,
+    GMAC,
     NULL_SHA256,
     NULL_SHA512,
     Pair,
@@ -36,6 +37,7 @@ _CIPHERS: dict[Encr | None, str] = {
     Encr.CHACHA20_POLY1305: "CHACHA20-POLY1305",
     Encr.AES_CBC: "AES-CBC",
     Encr.NULL: "NULL",
+    Encr.NULL_AUTH_AES_GMAC: "AES-NULL-GMAC",
 }
 _MACS = {
     Integ.NONE: None,
@@ -55,7 +57,7 @@ def _esn(suite: Suite) -> Suite:
 
 SUITES = [
     s
-    for base in (GCM, CHACHA, CBC_SHA256, CBC_SHA384, CBC_SHA512, NULL_SHA256, NULL_SHA512)
+    for base in (GCM, CHACHA, CBC_SHA256, CBC_SHA384, CBC_SHA512, NULL_SHA256, NULL_SHA512, GMAC)
     for s in (base, _esn(base))
 ]
 

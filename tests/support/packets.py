@@ -34,8 +34,9 @@ CBC_SHA256 = Suite(ProtocolId.ESP, Encr.AES_CBC, 128, Integ.HMAC_SHA2_256_128)
 CBC_SHA384 = Suite(ProtocolId.ESP, Encr.AES_CBC, 192, Integ.HMAC_SHA2_384_192)
 CBC_SHA512 = Suite(ProtocolId.ESP, Encr.AES_CBC, 256, Integ.HMAC_SHA2_512_256)
 NULL_SHA256 = Suite(ProtocolId.ESP, Encr.NULL, 0, Integ.HMAC_SHA2_256_128)
+GMAC = Suite(ProtocolId.ESP, Encr.NULL_AUTH_AES_GMAC, 128)
 NULL_SHA512 = Suite(ProtocolId.ESP, Encr.NULL, 0, Integ.HMAC_SHA2_512_256)
-SUITES = (GCM, CHACHA, CBC_SHA256, CBC_SHA384, CBC_SHA512, NULL_SHA256, NULL_SHA512)
+SUITES = (GCM, CHACHA, CBC_SHA256, CBC_SHA384, CBC_SHA512, NULL_SHA256, NULL_SHA512, GMAC)
 
 _INTEG_KEY = {
     Integ.NONE: 0,
@@ -46,9 +47,10 @@ _INTEG_KEY = {
     Integ.HMAC_MD5_96: 16,
     Integ.AES_XCBC_96: 16,
     Integ.AES_128_GMAC: 16,
+    Integ.AES_192_GMAC: 24,
     Integ.AES_256_GMAC: 32,
 }
-_GMAC = (Integ.AES_128_GMAC, Integ.AES_256_GMAC)
+_GMAC = (Integ.AES_128_GMAC, Integ.AES_192_GMAC, Integ.AES_256_GMAC)
 AHS = tuple(
     Suite(ProtocolId.AH, integ=integ, esn=esn)
     for esn in (False, True)
@@ -62,7 +64,7 @@ def keys(suite: Suite) -> tuple[bytes, bytes, bytes]:
     size = {Encr.NULL: 0, Encr.CHACHA20_POLY1305: 32}.get(suite.encr or Encr.NULL, suite.key_bits // 8)
     return (
         bytes(range(1, size + 1)),
-        b"salt" if suite.aead or suite.integ in _GMAC else b"",
+        b"salt" if suite.aead or GMAC.encr is suite.encr or suite.integ in _GMAC else b"",
         bytes(range(100, 100 + _INTEG_KEY[suite.integ])),
     )
 

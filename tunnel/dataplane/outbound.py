@@ -24,7 +24,6 @@ from tunnel.dataplane.lookup import find_outbound
 from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
 from tunnel.dataplane.sad import OutboundSa, Sad
 from tunnel.dataplane.transmit import Transmissions
-from tunnel.dataplane.whole import outgrown
 
 MAX_CACHED_FLOWS = 65536
 #: An SA that came but holds none of the waiting packets is no reason to negotiate at once again.
@@ -153,19 +152,19 @@ class Outbound:
 
     def _send_whole(self, sa: OutboundSa, frame: Frame, now: Nanos) -> None:
         """Seal a frame in transport mode, or by AH."""
-        inner = self._sad.inner_of(sa)
-        transport = (inner or sa).params.mode is Mode.TRANSPORT
-        parsed = frame.outline()
-        if transport and parsed.fragment:
-            raise FlowError(DropReason.FRAGMENT_PORTS)
-        capacity = sa.capacity - outgrown(sa, inner, frame.packet, frame.largest)
+        transport = (sa.inner or sa).params.mode is Mode.TRANSPORT
+        if transport and frame.parsed is not None and frame.parsed.fragment:
+            raise FlowError(DropReason.FRAGMENT_PORTS)  # RFC 4301 section 4.1: never a fragment
+        capacity = whole.capacity_for(sa, frame.packet)
         if frame.largest <= capacity:
             self._seal(sa, frame, segments(frame), True, now)
         elif frame.version == 6 and frame.largest <= MIN_IPV6_MTU:
             self._seal(sa, frame, segments(frame), False, now)
-        elif parsed.dont_fragment:
+        elif frame.outline().dont_fragment:
             self._too_big(frame, capacity)
         elif transport:  # protected whole, fragmented after (RFC 4303 section 3.3.4)
+            if frame.largest > whole.largest(sa, frame.packet):
+                raise FlowError(DropReason.TOO_BIG)
             self._seal(sa, frame, segments(frame), False, now)
         else:
             parts = [part for one in segments(frame) for part in fragments(b"".join(one), capacity)]
@@ -233,37 +232,40 @@ class Outbound:
         total, count = len(parts), frame.count
         octets = frame.length + (count - 1) * frame.header
         reason = None
-        if sa.octets + octets >= sa.next_limit or sa.sequence + total >= sa.sequence_soft:
-            allowed, reason = self._within_limits(sa, parts)
-            if allowed < total:
+        for half in (sa,) if sa.inner is None else (sa, sa.inner):
+            if half.octets + octets < half.next_limit and half.sequence + total < half.sequence_soft:
+                continue
+            allowed, stopped = self._within_limits(half, parts)
+            if allowed < len(parts):
                 # All fragments of one packet, or none.
-                parts = parts[:allowed] if total == count else []
-                count = len(parts)
+                parts = parts[:allowed] if len(parts) == count else []
+                count, reason = len(parts), stopped
                 octets = sum(len(header) + len(payload) for header, payload in parts)
         if parts:
             if sa.plain:
                 sealed = esp.seal(sa, parts, NEXT_HEADER[frame.version])
                 self._transmissions.add(id(sa), sa.path, frame.tos, df, sealed)
             else:
-                self._put_whole(sa, frame, parts, df, now)
-            sa.packets += len(parts)
-            sa.octets += octets
-            sa.last_used = now
+                self._put_whole(sa, frame, parts, df)
+                if sa.inner is not None:
+                    self._count(sa.inner, len(parts), octets, now)
+            self._count(sa, len(parts), octets, now)
             self._ledger.outbound_out += count
             self._ledger.esp_out += len(parts)
         if reason is not None and count < frame.count:
             sa.drop(reason, frame.count - count)
             self._ledger.drop_outbound(reason, frame.count - count)
 
-    def _put_whole(self, sa: OutboundSa, frame: Frame, parts: list[Segment], df: bool, now: Nanos) -> None:
+    @staticmethod
+    def _count(sa: OutboundSa, packets: int, octets: int, now: Nanos) -> None:
+        sa.packets += packets
+        sa.octets += octets
+        sa.last_used = now
+
+    def _put_whole(self, sa: OutboundSa, frame: Frame, parts: list[Segment], df: bool) -> None:
         """Seal and put out what goes in transport mode or by AH."""
-        inner = self._sad.inner_of(sa)
         number = sa.sequence
-        sealed = whole.seal(sa, inner, parts, frame.version, frame.tos)
-        if inner is not None:
-            inner.packets += len(parts)
-            inner.octets += sum(len(header) + len(payload) for header, payload in parts)
-            inner.last_used = now
+        sealed = whole.seal(sa, parts, frame.version, frame.tos)
         if sa.path.encapsulated:
             self._transmissions.add(id(sa), sa.path, frame.tos, df, sealed)
             return

@@ -25,6 +25,7 @@ from tunnel.dataplane.inbound import Inbound
 from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.mtu import PathMtus
 from tunnel.dataplane.outbound import Outbound
+from tunnel.dataplane.outer import BASE
 from tunnel.dataplane.sad import OutboundSa, Sad
 
 #: The TUN's MTU while there is no SA to ask.
@@ -171,7 +172,7 @@ class ReferenceDataPlane:
         if sa.plain:
             sa.capacity = esp.capacity(sa.transform, sa.path, sa.mtu)
         else:
-            sa.capacity = whole.capacity(sa, self._sad.inner_of(sa), sa.mtu)
+            sa.capacity = whole.capacity(sa, sa.mtu, BASE[sa.path.version])
 
     def _fit_all(self) -> None:
         for sas in self._sad.outbound.values():

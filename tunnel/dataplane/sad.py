@@ -66,7 +66,7 @@ class Sa:
 class OutboundSa(Sa):
     """An SA that sends: the sequence number counter and the largest packet it carries."""
 
-    __slots__ = ("capacity", "dormant", "mtu", "sequence", "sequence_limit", "sequence_soft")
+    __slots__ = ("capacity", "dormant", "inner", "mtu", "sequence", "sequence_limit", "sequence_soft")
 
     def __init__(self, params: SaParams) -> None:
         super().__init__(params)
@@ -76,6 +76,8 @@ class OutboundSa(Sa):
         #: Past this a successor is asked for: the last sixteenth is four minutes at a million packets a second.
         self.sequence_soft = self.sequence_limit - (self.sequence_limit >> 4)
         self.dormant = params.dormant
+        #: The ESP SA whose packets go into this AH SA, where both are a bundle and there.
+        self.inner: OutboundSa | None = None
         #: The largest packet from the TUN that fits the path MTU, and that MTU; kept current by the data plane.
         self.capacity = 0
         self.mtu = 0
@@ -155,6 +157,11 @@ class Sad:
         siblings = self.by_entry.setdefault(params.entry, [])
         siblings.insert(0, outbound)
         siblings.sort(key=lambda sa: -sa.params.child)
+        if params.bundle is not None:
+            for other in self.outbound_of(params.bundle):
+                if other.params.bundle == params.child and (other.mac is None) != (outbound.mac is None):
+                    outer, inner = (outbound, other) if other.mac is None else (other, outbound)
+                    outer.inner = inner
         if params.dormant:
             for twin in self.inbound.values():
                 twin.awaiting |= twin.params.child == params.child
@@ -167,6 +174,11 @@ class Sad:
         outbound = self.find_outbound(spi, child)
         if outbound is None:
             return None
+        outbound.inner = None
+        if outbound.params.bundle is not None:
+            for other in self.outbound_of(outbound.params.bundle):
+                if other.inner is outbound:
+                    other.inner = None
         _discard(self.outbound, spi, outbound)
         _discard(self.by_entry, outbound.params.entry, outbound)
         return outbound
@@ -194,15 +206,10 @@ class Sad:
             fitting = [sa for sa in fitting if peer in (None, sa.path.remote)]
         return next((sa for sa in fitting if not sa.dormant), fitting[0] if fitting else None)
 
-    def inner_of(self, sa: OutboundSa) -> OutboundSa | None:
-        """Return the ESP SA whose packets go into the AH SA *sa*, None where it stands alone."""
-        return None if sa.params.bundle is None else next(iter(self.outbound_of(sa.params.bundle)), None)
-
-    def _leads(self, sa: OutboundSa) -> bool:
+    @staticmethod
+    def _leads(sa: OutboundSa) -> bool:
         """Whether packets may be given to *sa*: of a bundle it is AH, once ESP is there too."""
-        if sa.params.bundle is None:
-            return True
-        return sa.mac is not None and self.inner_of(sa) is not None
+        return sa.params.bundle is None or sa.inner is not None
 
 
 def _no_open(packet: Buffer, high: bytes) -> bytes:

@@ -87,6 +87,30 @@ class Separate:
         return decrypt_cbc(self._cipher, body[8:24], body[24:])
 
 
+class NullGmac(Separate):
+    """ENCR_NULL_AUTH_AES_GMAC (RFC 4543 section 3): nothing is hidden, and IV and tag are AES-GCM's."""
+
+    __slots__ = ("_gcm", "_salt")
+
+    def __init__(self, key: bytes, salt: bytes) -> None:
+        super().__init__(None, _NoMac())
+        self._gcm, self._salt = AESGCM(key), salt
+        self.iv_size, self.icv_size = 8, 16
+
+    def seal(self, header: bytes, number: int, plaintext: bytes, high: bytes) -> bytes:
+        """See ``Separate``; the upper half of an ESN stands before the lower (section 3.3)."""
+        iv = number.to_bytes(8, "big")
+        covered = b"".join((header[:4], high, header[4:], iv, plaintext))
+        return header + iv + plaintext + self._gcm.encrypt(self._salt + iv, b"", covered)
+
+    def open(self, packet: Buffer, high: bytes) -> bytes:
+        """See ``Separate``."""
+        octets = bytes(packet)
+        body, iv = octets[:-16], octets[8:16]
+        self._gcm.decrypt(self._salt + iv, octets[-16:], b"".join((body[:4], high, body[4:])))
+        return body[16:]
+
+
 #: ESP's algorithms of one SA, with its keys.
 EspTransform: TypeAlias = Aead | Separate
 
@@ -114,6 +138,7 @@ _KEY_SIZES = {
     Encr.CHACHA20_POLY1305: (32,),
     Encr.AES_CBC: (16, 24, 32),
     Encr.NULL: (0,),
+    Encr.NULL_AUTH_AES_GMAC: (16, 24, 32),
 }
 _SALT_SIZE = 4
 
@@ -129,10 +154,12 @@ def esp_transform(suite: Suite, encryption_key: Secret, salt: Secret, integrity_
         raise ValueError(f"no ESP cipher {encr!r}")
     if len(encryption_key) not in sizes or (suite.key_bits and suite.key_bits != len(encryption_key) * 8):
         raise ValueError(f"{encr.name} with a key of {len(encryption_key)} octets")
-    if suite.aead:
+    if suite.aead or encr is Encr.NULL_AUTH_AES_GMAC:
         if len(salt) != _SALT_SIZE or suite.integ is not Integ.NONE:
             raise ValueError(f"{encr.name} takes a salt of {_SALT_SIZE} octets and no integrity algorithm")
         key = encryption_key.reveal()
+        if encr is Encr.NULL_AUTH_AES_GMAC:
+            return NullGmac(key, salt.reveal())
         return Aead(AESGCM(key) if encr is Encr.AES_GCM_16 else ChaCha20Poly1305(key), salt.reveal())
     if suite.integ not in HMACS and suite.integ is not Integ.AES_XCBC_96:
         raise ValueError(f"no ESP integrity algorithm {suite.integ!r} beside {encr.name}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from policy.spd import Mode
 from tunnel.dataplane import ah, esp, outer
-from tunnel.dataplane.contract import DropReason
+from tunnel.dataplane.contract import Buffer, DropReason
 from tunnel.dataplane.esp import NEXT_HEADER, Segment
 from tunnel.dataplane.flow import FlowError
 from tunnel.dataplane.icmp import fragments
@@ -15,48 +15,58 @@ from tunnel.dataplane.outer import AH, BASE, ESP, Front
 from tunnel.dataplane.sad import OutboundSa
 
 _U16 = 0xFFFF
+_EXTENSIONS = frozenset({0, 43, 44, 60})
 
 
-def seal(sa: OutboundSa, inner: OutboundSa | None, parts: list[Segment], version: int, tos: int) -> list[bytes]:
+def seal(sa: OutboundSa, parts: list[Segment], version: int, tos: int) -> list[bytes]:
     """Return what leaves for packets of one superpacket: payloads for UDP, or whole IP packets.
 
-    *inner* is the ESP half of the bundle whose AH half is *sa*. Takes one sequence number a packet.
+    Takes one sequence number a packet, of a bundle one of each half.
     """
     if sa.mac is None:
         return _esp(sa, parts, version, tos)
-    if inner is not None:
-        return [_around(sa, packet) for packet in _esp(inner, parts, version, tos)]
+    if sa.inner is not None:
+        return [_around(sa, packet) for packet in _esp(sa.inner, parts, version, tos)]
     if sa.params.mode is Mode.TRANSPORT:
         return [_around(sa, b"".join(part)) for part in parts]
     return [_tunnel(sa, b"".join(part), version, tos) for part in parts]
 
 
-def capacity(sa: OutboundSa, inner: OutboundSa | None, mtu: int, version: int | None = None) -> int:
+def capacity(sa: OutboundSa, mtu: int, front: int) -> int:
     """Return the largest packet from the TUN that leaves in no more than *mtu* octets.
 
-    In transport mode its own headers are those outside: without options or extension headers, as most are.
+    In transport mode *front* octets of its own headers stand outside.
     """
-    transport = sa.params.mode is Mode.TRANSPORT if inner is None else inner.params.mode is Mode.TRANSPORT
-    family = sa.path.version
+    family, bundled = sa.path.version, sa
     if sa.mac is not None:
         mtu -= ah.length(sa.mac, family)
-        if inner is None:
-            return mtu if transport else mtu - BASE[family]
-        sa = inner
-    if not transport:
-        return esp.capacity(sa.transform, sa.path, mtu)
-    return esp.capacity(sa.transform, sa.path, mtu) + BASE[version or family]
+        if sa.inner is None:
+            return mtu if sa.params.mode is Mode.TRANSPORT else mtu - BASE[family]
+        bundled = sa.inner
+    if bundled.params.mode is not Mode.TRANSPORT:
+        return esp.capacity(bundled.transform, sa.path, mtu)
+    # In UDP the header outside is the host's, which is a plain one.
+    return esp.capacity(bundled.transform, sa.path, mtu - (front - BASE[family])) + front
 
 
-def outgrown(sa: OutboundSa, inner: OutboundSa | None, packet: memoryview, size: int) -> int:
-    """Return the octets by which headers beyond the plain one diminish the capacity for *packet*."""
-    bundled = sa if inner is None else inner
-    if bundled.params.mode is not Mode.TRANSPORT or bundled.mac is not None:
-        return 0
-    front = Front(packet)
-    block = bundled.transform.block
-    extra = front.length - BASE[packet[0] >> 4]
-    return 0 if not extra else -(-extra // block) * block - extra + block
+def capacity_for(sa: OutboundSa, packet: memoryview) -> int:
+    """Return the capacity for a packet like this one. FlowError for headers that cannot be where they belong."""
+    bundled = sa if sa.inner is None else sa.inner
+    if packet[0] == 0x45 or (packet[0] >> 4 == 6 and packet[6] not in _EXTENSIONS):
+        return sa.capacity
+    if bundled.params.mode is not Mode.TRANSPORT:
+        return sa.capacity
+    front = Front(packet).length
+    if sa.path.encapsulated and front != BASE[packet[0] >> 4]:
+        # The host makes the header before UDP: a packet must not lose its options or route on the way.
+        raise FlowError(DropReason.UNSUPPORTED)
+    return capacity(sa, sa.mtu, front)
+
+
+def largest(sa: OutboundSa, packet: memoryview) -> int:
+    """Return the octets of the largest packet like this one that any IP packet can carry, protected."""
+    front = Front(packet).length
+    return capacity(sa, 65535 if packet[0] >> 4 == 4 else 65535 + BASE[6], front)
 
 
 def cut(packet: bytes, mtu: int, identification: int) -> list[bytes]:
@@ -88,9 +98,10 @@ def _esp(sa: OutboundSa, parts: list[Segment], version: int, tos: int) -> list[b
     sealed = esp.seal(sa, bodies, first[at])
     if sa.path.encapsulated:
         return sealed
+    number = sa.sequence - len(sealed)
     return [
-        outer.carry((header or payload)[:length], at, ESP, len(packet)) + packet
-        for (header, payload), packet in zip(parts, sealed, strict=True)
+        outer.carry(_identified((header or payload)[:length], number + index), at, ESP, len(packet)) + packet
+        for index, ((header, payload), packet) in enumerate(zip(parts, sealed, strict=True), 1)
     ]
 
 
@@ -103,10 +114,7 @@ def _around(sa: OutboundSa, packet: bytes) -> bytes:
     front = Front(packet)
     next_header, payload = packet[front.at], packet[front.length :]
     size = ah.length(sa.mac, packet[0] >> 4)
-    header = bytearray(packet[: front.length])
-    if header[0] >> 4 == 4 and header[4:6] == b"\0\0":
-        # The host fills in an identification of zero, and it is covered.
-        header[4:6] = _identification(number).to_bytes(2, "big")
+    header = _identified(packet[: front.length], number)
     made = outer.carry(header, front.at, AH, size + len(payload))
     return made + ah.seal(sa.mac, params.spi, number, params.suite.esn, made, next_header, payload)
 
@@ -120,6 +128,13 @@ def _tunnel(sa: OutboundSa, packet: bytes, version: int, tos: int) -> bytes:
     size = ah.length(sa.mac, sa.path.version)
     made = outer.fresh(sa.path, AH, size + len(packet), tos=tos, identification=_identification(number))
     return made + ah.seal(sa.mac, params.spi, number, params.suite.esn, made, NEXT_HEADER[version], packet)
+
+
+def _identified(header: Buffer, number: int) -> Buffer:
+    """Return *header* with an identification: the host would fill in one of zero, for each fragment."""
+    if header[0] >> 4 == 6 or header[4] or header[5]:
+        return header
+    return bytes(header[:4]) + _identification(number).to_bytes(2, "big") + bytes(header[6:])
 
 
 def _identification(number: int) -> int:
