@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from typing import Any
 
 from demo_teller import Teller
 from scapy.layers.inet import TCP
@@ -41,7 +42,7 @@ def tell_web_server(teller: Teller) -> int:
             teller.step(f'Why ("mirrorgate explain tcp {CLIENT}:4000 {SERVER}:{HTTP}"):')
             teller.detail(asking.run("explain", "tcp", f"{CLIENT}:4000", f"{SERVER}:{HTTP}").stdout)
             stopped = agent.status()["guard"].get("clear_in", 0)
-        crossed = Counter(_kind(packet) for packet in capture.packets() if packet.haslayer(TCP))
+        crossed = Counter(kind for packet in capture.packets() if (kind := _kind(packet)))
         teller.step("What crossed the network meanwhile, by a capture:")
         for kind, count in sorted(crossed.items()):
             teller.detail(f"{count:5} {kind}")
@@ -64,11 +65,12 @@ def _show(teller: Teller, built: Hosts) -> dict[tuple[str, int], bool]:
     return seen
 
 
-def _kind(packet: object) -> str:
-    known = packet
-    layer = known[TCP]  # type: ignore[index]
-    if known.haslayer(AH):  # type: ignore[attr-defined]
+def _kind(packet: Any) -> str:
+    if packet.haslayer(AH):
         return "under AH (port 80)"
+    if not packet.haslayer(TCP):
+        return ""
+    layer = packet[TCP]
     if layer.sport == HTTP:
         return "answers of port 80 in clear"
     return "attempts at port 80 in clear, by the outsider" if layer.dport == HTTP else f"in clear (port {SSH})"

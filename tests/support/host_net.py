@@ -97,6 +97,7 @@ def ask(
 def hosts(*names: str, mtu: int = 1500) -> Iterator[Hosts]:
     """Hosts *names*, numbered from 1, for the length of a block."""
     network = Network()
+    built: Hosts | None = None
     try:
         link = network.namespace("link")
         link.batch(["link add wan type bridge", "link set wan up"])
@@ -115,3 +116,44 @@ def hosts(*names: str, mtu: int = 1500) -> Iterator[Hosts]:
         yield built
     finally:
         network.close()
+        for server in built.servers if built is not None else ():
+            server.wait(10)
+
+
+@contextlib.contextmanager
+def narrow_path(mtu: int) -> Iterator[Hosts]:
+    """A client 10.9.1.1 and a server 10.9.2.1, two routers between them, and a narrow link between the routers."""
+    network = Network()
+    built: Hosts | None = None
+    try:
+        routers = [network.namespace(f"router-{number}", forward=True) for number in (1, 2)]
+        built = Hosts(network, routers[0])
+        network.link((routers[0], "far"), (routers[1], "far"))
+        for number, (name, router) in enumerate(zip(("client", "server"), routers, strict=True), 1):
+            other = 3 - number
+            host = built.hosts[name] = network.namespace(name)
+            network.link((host, "eth0"), (router, f"to-{name}"))
+            router.batch(
+                [
+                    f"link set far mtu {mtu}",
+                    f"addr add 10.9.{number}.254/24 dev to-{name}",
+                    f"addr add fd00:9:{number}::fe/64 dev to-{name} nodad",
+                    f"addr add 10.9.9.{number}/24 dev far",
+                    f"addr add fd00:9:9::{number}/64 dev far nodad",
+                    f"route add 10.9.{other}.0/24 via 10.9.9.{other}",
+                    f"route add fd00:9:{other}::/64 via fd00:9:9::{other}",
+                ]
+            )
+            host.batch(
+                [
+                    f"addr add 10.9.{number}.1/24 dev eth0",
+                    f"addr add fd00:9:{number}::1/64 dev eth0 nodad",
+                    f"route add default via 10.9.{number}.254",
+                    f"route add default via fd00:9:{number}::fe",
+                ]
+            )
+        yield built
+    finally:
+        network.close()
+        for server in built.servers if built is not None else ():
+            server.wait(10)
