@@ -112,6 +112,9 @@ class FakeWire:
         self.fail: Exception | None = None
         self.block = False
 
+    def readable(self) -> list[FakeSocket]:
+        return list(self.sockets.values())
+
     def send(self, transmit: Transmit) -> FakeSocket:
         if self.fail is not None:
             fail, self.fail = self.fail, None

@@ -21,6 +21,7 @@ from tunnel.dataplane.contract import Transmit, WriteTun
 from tunnel.gateway import Gateway
 from tunnel.host.process import now
 from tunnel.host.sockets import Wire, WireSocket
+from tunnel.host.toobig import TooBigSocket
 from tunnel.host.tun import Tun, TunGone
 from tunnel.outputs import Output, SoftSa, Steer, TunMtu
 
@@ -67,13 +68,13 @@ class Runtime:
     def start(self) -> None:
         """Read from all descriptors from now on."""
         self.attach_tun(self.tun)
-        for sock in self.wire.sockets.values():
+        for sock in self.wire.readable():
             self._loop.add_reader(sock.fd, self._guarded(partial(self._wire_ready, sock)))
 
     def stop(self) -> None:
         """Read no more."""
         self.detach_tun()
-        for sock in self.wire.sockets.values():
+        for sock in self.wire.readable():
             self._loop.remove_reader(sock.fd)
             self._loop.remove_writer(sock.fd)
         if self._timer is not None:
@@ -119,7 +120,7 @@ class Runtime:
             self.gateway.handle_tun(frames, now())
             self.drain()
 
-    def _wire_ready(self, sock: WireSocket) -> None:
+    def _wire_ready(self, sock: WireSocket | TooBigSocket) -> None:
         datagrams = sock.receive(_BURST)
         if datagrams:
             self.gateway.handle_wire(datagrams, now())

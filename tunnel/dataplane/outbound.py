@@ -158,14 +158,17 @@ class Outbound:
         capacity = whole.capacity_for(sa, frame.packet)
         if frame.largest <= capacity:
             self._seal(sa, frame, segments(frame), True, now)
+        elif transport:
+            # Protected whole, fragmented after (RFC 4303 section 3.3.4), whatever its DF bit says: an ICMP error
+            # would tell the host a path MTU for the very address that the outer packets go to, and shrink them again.
+            # Who sends learns from the TUN's MTU, which follows.
+            if frame.largest > whole.largest(sa, frame.packet):
+                raise FlowError(DropReason.TOO_BIG)
+            self._seal(sa, frame, segments(frame), False, now)
         elif frame.version == 6 and frame.largest <= MIN_IPV6_MTU:
             self._seal(sa, frame, segments(frame), False, now)
         elif frame.outline().dont_fragment:
             self._too_big(frame, capacity)
-        elif transport:  # protected whole, fragmented after (RFC 4303 section 3.3.4)
-            if frame.largest > whole.largest(sa, frame.packet):
-                raise FlowError(DropReason.TOO_BIG)
-            self._seal(sa, frame, segments(frame), False, now)
         else:
             parts = [part for one in segments(frame) for part in fragments(b"".join(one), capacity)]
             self._seal(sa, frame, parts, True, now)

@@ -29,6 +29,7 @@ from tunnel.host import cmsg
 from tunnel.host.addresses import route_to
 from tunnel.host.marks import OWN_MARK
 from tunnel.host.system import HostError
+from tunnel.host.toobig import TooBigSocket
 
 _SO_MARK, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 36, 32, 33
 #: Large enough for the burst of a superpacket or two per millisecond; larger hides loss as latency.
@@ -284,6 +285,8 @@ class Wire:
     def __init__(self, *, offload: bool, path_mtu: PathMtuReport) -> None:
         #: By IP version, local port and IP protocol; port 0 is raw, and protocol 255 takes whole packets.
         self.sockets: dict[tuple[int, int, int], WireSocket] = {}
+        #: Hears what IPv6 paths say of raw packets, where there is IPv6.
+        self.too_big: TooBigSocket | None = None
         kinds = [(port, _UDP) for port in (IKE_PORT, NATT_PORT)] + [(RAW_PORT, protocol) for protocol in _RAW]
         try:
             for version in (4, 6) if _has_ipv6() else (4,):
@@ -291,6 +294,8 @@ class Wire:
                     self.sockets[version, port, protocol] = WireSocket(
                         version, port, protocol, offload=offload, path_mtu=path_mtu
                     )
+                if version == 6:
+                    self.too_big = TooBigSocket(path_mtu)
         except BaseException:
             self.close()
             raise
@@ -317,8 +322,12 @@ class Wire:
 
     def close(self) -> None:
         """Close every socket."""
-        for sock in self.sockets.values():
+        for sock in self.readable():
             sock.close()
+
+    def readable(self) -> list[WireSocket | TooBigSocket]:
+        """Return all that wants to be read."""
+        return [*self.sockets.values(), *([self.too_big] if self.too_big is not None else [])]
 
 
 def _open(version: int, port: int, protocol: int) -> socket.socket:
