@@ -255,11 +255,16 @@ def test_the_largest_packet_fits_the_path_exactly(suite: Suite, version: int, po
         pair.left.set_path_mtu(along(version, port).remote, mtu, 0)
         largest = pair.left.tun_mtu()
         for size, fits in ((largest, True), (largest + 1, False)):
-            sent = pair.send(tun(udp4(bytes(size - 28)) if version == 4 else udp6(bytes(size - 48))))
-            assert len(sent) == fits, (mtu, size)
-            if fits:
-                overhead = 0 if sent[0].whole else (28 if version == 4 else 48)
-                assert mtu - 16 < len(sent[0].buffers[0]) + overhead <= mtu
+            (sent,) = pair.send(tun(udp4(bytes(size - 28)) if version == 4 else udp6(bytes(size - 48))))
+            if sent.whole:
+                assert len(sent.buffers) == (1 if fits else 2)
+                assert all(len(buffer) <= mtu for buffer in sent.buffers)
+                assert len(sent.buffers[0]) > mtu - 24
+            else:
+                outer = len(sent.buffers[0]) + (28 if version == 4 else 48)
+                assert (outer <= mtu) == fits
+                assert sent.df == fits
+                assert outer > mtu - 24
 
 
 @pytest.mark.parametrize("suite", [GCM, AHS[0]])

@@ -160,7 +160,7 @@ class Outbound:
             self._seal(sa, frame, segments(frame), True, now)
         elif transport:
             # Protected whole, fragmented after (RFC 4303 section 3.3.4), whatever its DF bit says: an ICMP error
-            # would tell the host a path MTU for the very address that the outer packets go to, and shrink them again.
+            # would tell the host a path MTU for the address that the outer packets go to, and shrink them again.
             # Who sends learns from the TUN's MTU, which follows.
             if frame.largest > whole.largest(sa, frame.packet):
                 raise FlowError(DropReason.TOO_BIG)

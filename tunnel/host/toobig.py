@@ -1,6 +1,6 @@
 """ICMPv6 Packet Too Big about our raw ESP and AH packets.
 
-For UDP sockets and for all of IPv4 the kernel keeps the path MTU and refuses what exceeds it. For raw IPv6 sockets it
+For UDP sockets and for all of IPv4 the kernel keeps the path MTU and refuses what exceeds it. For raw IPv6 it
 does neither, unless errors are asked for by IPV6_RECVERR, which ``sockets`` must not set: so they are read here.
 """
 
