@@ -67,10 +67,14 @@ class Admission:
         return None
 
     def transported(
-        self, sa: InboundSa, packet: bytes, remote: Endpoint, coalescer: Coalescer, now: Nanos
+        self, sa: InboundSa, plain: bytes, size: int, coalescer: Coalescer, now: Nanos
     ) -> DropReason | None:
-        """Hand on the packet that came in transport mode, put together again, from the peer at *remote*."""
-        key, length = _quick(packet, len(packet))
+        """Hand on the packet that came in transport mode, put together again: the first *size* octets of *plain*.
+
+        What follows there is the trailer of ESP.
+        """
+        packet = plain[:size]
+        key, length = _quick(packet, size)
         nat = sa.params.nat
         if not key or nat or key not in sa.allowed:
             try:
@@ -84,12 +88,15 @@ class Admission:
             if refused is not None:
                 return refused
             if nat:
-                if not self._is_its_own(parsed, packet, remote, now):
+                if not self._is_its_own(parsed, packet, sa.path.remote, now):
                     return DropReason.NAT_CLASH
                 packet = with_checksum(packet[:length], parsed)
         if not sa.serves:
             return DropReason.SELECTOR_MISMATCH
-        coalescer.add(packet[:length])
+        if nat or length == len(plain):
+            coalescer.add(packet[:length])
+        else:
+            coalescer.add(packet[:length], sa, len(plain), plain[length:])
         self._ledger.inbound_out += 1
         return None
 

@@ -32,7 +32,7 @@ from tunnel.dataplane.flow import FlowError
 from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.macs import Mac
 from tunnel.dataplane.outer import AH, ESP
-from tunnel.dataplane.restore import is_fragment, received, restored
+from tunnel.dataplane.restore import front_of, is_fragment, received
 from tunnel.dataplane.sad import InboundSa, Sad
 from tunnel.dataplane.udpencap import NON_ESP_MARKER, Kind, demultiplex
 
@@ -89,13 +89,13 @@ class Inbound:
         if (
             sa is None
             or sa.decrypt is None
-            or not sa.plain
             or item.path is not sa.seen_path
-            or item.tos & 1
+            or (item.tos & 1 if sa.plain else item.tos != sa.front_tos or item.header)
             or sa.octets + len(data) >= sa.next_limit
         ):
             return 0
         decrypt, salt, esn, spi, extend = sa.decrypt, sa.salt, sa.esn, sa.params.spi, coalescer.extend
+        front = sa.front  # empty in tunnel mode
         top = number = sa.window.top
         last = number + (len(data) - offset) // step
         if not esn and last > _LOW:
@@ -108,14 +108,14 @@ class Inbound:
                 if esn:
                     header = header[:4] + (number + 1).to_bytes(8, "big")
                 plain = decrypt(salt + data[offset + 8 : offset + 16], data[offset + 16 : offset + step], header)
-                if not extend(sa, plain):
+                if not extend(sa, front + plain if front else plain):
                     break
                 number += 1
                 offset += step
         count = number - top
         sa.window.top = number
         sa.packets += count
-        sa.octets += count * (step - sa.overhead - coalescer.padding)
+        sa.octets += count * (len(front) + step - sa.overhead - coalescer.padding)
         self._ledger.inbound_in += count
         self._ledger.inbound_out += count
         return count
@@ -214,8 +214,8 @@ class Inbound:
                 inner.drop(reason, 1)
             return reason
         if sa.params.mode is Mode.TRANSPORT:
-            packet = restored(item, next_header, payload)
-            return self.admission.transported(sa, packet, sa.path.remote, coalescer, now)
+            packet = front_of(item, next_header, len(payload)) + payload
+            return self.admission.transported(sa, packet, len(packet), coalescer, now)
         return self.admission.tunnelled(sa, next_header, payload, item.tos & 3, coalescer)
 
     def _control(self, packet: bytes, path: Path) -> DropReason | None:
@@ -277,15 +277,28 @@ class Inbound:
     def _transport(
         self, sa: InboundSa, plain: bytes, item: WireDatagrams, coalescer: Coalescer, now: Nanos
     ) -> DropReason | None:
-        """Check the trailer of a transport-mode payload, and put its IP header before it again."""
-        if len(plain) < 2 or not plain.endswith(trailers_of(plain[-1])[plain[-2]]):
+        """Put the IP header before a transport-mode payload again (RFC 4303 section 3.1.1)."""
+        body = len(plain) - plain[-2] - 2 if len(plain) >= 2 else -1
+        if body < 0:
+            return DropReason.BAD_PADDING
+        key = (item.path, item.tos, plain[-1], body)
+        if item.header:
+            if is_fragment(item.header):
+                return DropReason.OUTER_FRAGMENT
+            sa.front, sa.front_key, sa.front_tos = front_of(item, plain[-1], body), None, -1
+        elif sa.front_key != key:
+            sa.front, sa.front_key = front_of(item, plain[-1], body), key
+            sa.front_tos = item.tos if sa.params.bundle is None else -1
+        sa.octets += len(sa.front)  # as the sender counts: with the header
+        packet = sa.front + plain
+        if not sa.params.nat and coalescer.extend(sa, packet):
+            self._ledger.inbound_out += 1
+            return None
+        if not plain.endswith(trailers_of(plain[-1])[plain[-2]]):
             return DropReason.BAD_PADDING
         if plain[-1] == DUMMY:
             return DropReason.DUMMY
-        if is_fragment(item.header):
-            return DropReason.OUTER_FRAGMENT
-        packet = restored(item, plain[-1], plain[: len(plain) - plain[-2] - 2])
-        return self.admission.transported(sa, packet, sa.path.remote, coalescer, now)
+        return self.admission.transported(sa, packet, len(sa.front) + body, coalescer, now)
 
     def _authentic(self, sa: InboundSa, path: Path) -> None:
         """An authentic packet wakes the dormant twin, and may show that the peer's address changed."""

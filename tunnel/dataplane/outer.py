@@ -20,6 +20,7 @@ PROTOCOL_AT = {4: 9, 6: 6}
 BASE = {4: 20, 6: 40}
 _HOP_LIMIT = 64
 _DF = 0x4000
+_U16 = struct.Struct("!H")
 
 
 class Front:
@@ -52,14 +53,14 @@ class Front:
 
 def carry(front: Buffer, at: int, protocol: int, payload: int) -> bytes:
     """Return the headers *front* saying, at offset *at*, that *payload* octets of *protocol* follow."""
+    if front[0] >> 4 == 4:
+        made = b"".join(
+            (front[:2], _U16.pack(len(front) + payload), front[4:9], bytes((protocol, 0, 0)), front[12:])
+        )
+        return made[:10] + _U16.pack(-int.from_bytes(made, "big") % 65535) + made[12:]
     header = bytearray(front)
     header[at] = protocol
-    if header[0] >> 4 == 4:
-        struct.pack_into("!H", header, 2, len(header) + payload)
-        struct.pack_into("!H", header, 10, 0)
-        struct.pack_into("!H", header, 10, checksum(header))
-    else:
-        struct.pack_into("!H", header, 4, len(header) - 40 + payload)
+    _U16.pack_into(header, 4, len(header) - 40 + payload)
     return bytes(header)
 
 

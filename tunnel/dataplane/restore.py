@@ -27,10 +27,10 @@ def is_fragment(header: Buffer) -> bool:
     return len(header) >= 20 and header[0] >> 4 == 4 and bool(header[6] & 0x3F or header[7])
 
 
-def restored(item: WireDatagrams, protocol: int, payload: bytes) -> bytes:
-    """Return the packet that carried *payload* of *protocol* before it was protected."""
-    front = received(item, protocol, len(payload))
-    return carry(front, _says_what_follows(front), protocol, len(payload)) + payload
+def front_of(item: WireDatagrams, protocol: int, payload: int) -> bytes:
+    """Return the IP header that stood before *payload* octets of *protocol* until they were protected."""
+    front = received(item, protocol, payload)
+    return carry(front, _says_what_follows(front), protocol, payload)
 
 
 def with_checksum(packet: bytes, parsed: Parsed) -> bytes:

@@ -91,8 +91,8 @@ class InboundSa(Sa):
     """An SA that receives: the replay window, and the flows found inside its selectors."""
 
     __slots__ = (
-        "allowed", "awaiting", "decrypt", "esn", "open", "overhead", "reported_path", "salt", "seen_path",
-        "serves", "smallest", "window",
+        "allowed", "awaiting", "decrypt", "esn", "front", "front_key", "front_tos", "open", "overhead",
+        "reported_path", "salt", "seen_path", "serves", "smallest", "window",
     )  # fmt: skip
 
     def __init__(self, params: SaParams) -> None:
@@ -111,6 +111,10 @@ class InboundSa(Sa):
             self.overhead = self.smallest = ah.length(self.mac, params.path.version)
         #: Flows that matched the selectors and the SPD, by header octets where that is quick, else by outline.
         self.allowed: set[Hashable] = set()
+        #: In transport mode, the IP header made last, what it was made for, and its TOS where others may have it.
+        self.front = b""
+        self.front_tos = -1
+        self.front_key: tuple[Path, int, int, int] | None = None
         #: Whether the outbound twin is dormant until a packet arrives here.
         self.awaiting = False
         #: Whether the SPD entry is still in force.
