@@ -131,6 +131,8 @@ def test_outbound(frames: list[bytes], kind: str, mtu: int) -> None:
             assert all(len(buffer) <= max(mtu, floor) for buffer in transmit.buffers)
 
 
+_PROTOCOLS = st.one_of(st.sampled_from([4, 41, 6, 17, 44, 59, 60]), st.integers(0, 255))
+_CHILDREN = st.sampled_from([4, 6, 14, 16, 9])
 _HEADERS = st.one_of(
     st.just(b""),
     st.just(udp4(b"")[:20]),
@@ -144,7 +146,7 @@ _HEADERS = st.one_of(
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.sampled_from(KINDS), st.sampled_from([50, 51]), st.sampled_from([4, 6, 14, 16, 9]), st.binary(max_size=90), _HEADERS,
+    st.sampled_from(KINDS), st.sampled_from([50, 51]), _CHILDREN, st.binary(max_size=90), _HEADERS,
     st.integers(0, 255),
 )  # fmt: skip
 def test_inbound_from_anybody(kind: str, protocol: int, child: int, tail: bytes, header: bytes, tos: int) -> None:
@@ -160,7 +162,7 @@ def test_inbound_from_anybody(kind: str, protocol: int, child: int, tail: bytes,
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.sampled_from(["esp", "esp in udp", "ah", "ah tunnel"]), st.sampled_from([4, 6]), st.one_of(st.sampled_from([4, 41, 6, 17, 44, 59, 60]), st.integers(0, 255)),
+    st.sampled_from(["esp", "esp in udp", "ah", "ah tunnel"]), st.sampled_from([4, 6]), _PROTOCOLS,
     st.one_of(st.binary(max_size=80), _mangled().map(lambda frame: frame[10:]),
               _mangled().map(lambda frame: frame[30:])),
     _HEADERS, st.integers(0, 255), st.integers(0, 255),
