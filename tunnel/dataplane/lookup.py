@@ -14,7 +14,7 @@ def find_outbound(spd: Spd, parsed: Parsed) -> SpdEntry | None:
     if not _shows_no_ports(parsed):
         return spd.lookup_outbound(flow)
     entry = next(
-        (e for e in spd.entries if e.outbound and _may_match(e, flow, flow.source, flow.destination)), None
+        (e for e in spd.entries if e.outbound and may_match(e, flow, flow.source, flow.destination)), None
     )
     if entry is not None and not entry.selectors.matches_outbound(flow):
         raise FlowError(DropReason.FRAGMENT_PORTS)
@@ -26,9 +26,7 @@ def find_inbound(spd: Spd, parsed: Parsed) -> SpdEntry | None:
     flow = parsed.flow
     if not _shows_no_ports(parsed):
         return spd.lookup_inbound(flow)
-    entry = next(
-        (e for e in spd.entries if e.inbound and _may_match(e, flow, flow.destination, flow.source)), None
-    )
+    entry = next((e for e in spd.entries if e.inbound and may_match(e, flow, flow.destination, flow.source)), None)
     if entry is not None and not entry.selectors.matches_inbound(flow):
         raise FlowError(DropReason.FRAGMENT_PORTS)
     return entry
@@ -39,7 +37,7 @@ def _shows_no_ports(parsed: Parsed) -> bool:
     return parsed.fragment and parsed.flow.source_port is None
 
 
-def _may_match(entry: SpdEntry, flow: Flow, local_address: int, remote_address: int) -> bool:
+def may_match(entry: SpdEntry, flow: Flow, local_address: int, remote_address: int) -> bool:
     """Whether *entry* would match a packet of these addresses and protocol for some port, or for none."""
     local, remote = entry.selectors.local, entry.selectors.remote
     return (

@@ -139,7 +139,7 @@ class Frame:
 
 def segments(frame: Frame) -> list[Segment]:
     """Return the packets that *frame* stands for, complete. FlowError for impossible checksum offsets."""
-    if frame.count > 1:
+    if frame.gso_size:
         return _cut_tcp(frame) if frame.protocol == TCP else _cut_udp(frame)
     packet = frame.packet[: frame.length]
     if not frame.needs_checksum:

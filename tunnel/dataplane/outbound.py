@@ -17,10 +17,11 @@ from tunnel.dataplane import esp, whole
 from tunnel.dataplane.contract import Acquire, Buffer, DropReason, Expire, Transmit, TunFrame, WriteTun
 from tunnel.dataplane.esp import NEXT_HEADER, Segment
 from tunnel.dataplane.flow import FlowError, Parsed
+from tunnel.dataplane.fragments import Fragments
 from tunnel.dataplane.hold import Held, Hold, HoldLimits
 from tunnel.dataplane.icmp import MIN_IPV6_MTU, fragments, packet_too_big
 from tunnel.dataplane.ledger import Ledger
-from tunnel.dataplane.lookup import find_outbound
+from tunnel.dataplane.lookup import find_outbound, may_match
 from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
 from tunnel.dataplane.sad import OutboundSa, Sad
 from tunnel.dataplane.transmit import Transmissions
@@ -46,6 +47,9 @@ class Outbound:
         self._sad = sad
         self._snapshot = Snapshot(generation=0)
         self.hold = Hold(limits)
+        self.fragments = Fragments()
+        #: The entries that look at ports or are for whole datagrams alone.
+        self._whole: tuple[SpdEntry, ...] = ()
         #: SAs by flow. Emptied whenever policy or SAs change, so that a hit needs no further check.
         self._cache: dict[Hashable, OutboundSa] = {}
         self._verdicts: dict[Hashable, _Verdict] = {}
@@ -59,6 +63,7 @@ class Outbound:
     def load(self, snapshot: Snapshot) -> None:
         """Swap the policy; packets held for entries that vanished are dropped."""
         self._snapshot = snapshot
+        self._whole = tuple(entry for entry in snapshot.spd.entries if _needs_whole(entry))
         self._verdicts.clear()
         self.forget_choices()
         for entry in self.hold.entries():
@@ -104,6 +109,8 @@ class Outbound:
 
     def expire_held(self, now: Nanos) -> None:
         """Drop what waited too long."""
+        self.fragments.expire(now)
+        self._drop_fragments()
         self._ledger.drop_outbound(DropReason.HOLD_EXPIRED, self.hold.expire(now))
 
     def _protects(self, entry_id: str) -> bool:
@@ -112,17 +119,54 @@ class Outbound:
 
     def _one(self, data: Buffer, now: Nanos, held: Held | None) -> int:
         """Account for one frame entirely, whatever it is; return how many packets it stands for."""
-        count = 1
+        count = 1 if held is None else held.packets
         try:
             frame = Frame(data)
-            count = frame.count
-            self._send(frame, data, now, held)
+            count = frame.count = max(frame.count, count)
+            if self._whole and frame.parsed is not None and frame.parsed.fragment and self._gathers(frame.parsed):
+                self._gather(frame, now)
+            else:
+                self._send(frame, data, now, held)
         except FlowError as error:
             self._ledger.drop_outbound(error.reason, count)
         except Exception as error:  # a bad packet never ends a burst
             self._ledger.internal_error("outbound", error)
             self._ledger.drop_outbound(DropReason.INTERNAL, count)
         return count
+
+    def _gathers(self, parsed: Parsed) -> bool:
+        flow = parsed.flow
+        return any(may_match(entry, flow, flow.source, flow.destination) for entry in self._whole)
+
+    def _gather(self, frame: Frame, now: Nanos) -> None:
+        """Let a fragment wait for the rest of its datagram: ports, or transport mode, need all of it."""
+        datagram = self.fragments.add(bytes(frame.packet), now)
+        self._drop_fragments()
+        if datagram is None:
+            return
+        entry = self._snapshot.spd.lookup_outbound(datagram.flow)
+        transport = entry is not None and entry.protection is not None and entry.protection.mode is Mode.TRANSPORT
+        if transport:
+            self._again(PLAIN_VNET + datagram.joined(), None, len(datagram.pieces), now)
+            return
+        for packet, outline in datagram.originals():
+            self._again(PLAIN_VNET + packet, outline, 1, now)
+
+    def _again(self, data: bytes, outline: Parsed | None, count: int, now: Nanos) -> None:
+        """Send what was gathered; *count* fragments are counted for it."""
+        try:
+            frame = Frame(data)
+            frame.count = count
+            if outline is not None:
+                frame.parsed, frame.key = outline, (outline.flow, True)
+            self._send(frame, data, now, None)
+        except FlowError as error:
+            self._ledger.drop_outbound(error.reason, count)
+
+    def _drop_fragments(self) -> None:
+        for reason, count in self.fragments.drops.items():
+            self._ledger.drop_outbound(reason, count)
+        self.fragments.drops.clear()
 
     def _send(self, frame: Frame, data: Buffer, now: Nanos, held: Held | None) -> None:
         """Seal, hold or drop a frame. Counts move only once nothing can fail any more."""
@@ -317,3 +361,10 @@ class Outbound:
             self._ledger.outputs.append(WriteTun(((PLAIN_VNET, answer),)))
             self._ledger.errors_out += 1
         self._ledger.drop_outbound(DropReason.TOO_BIG, frame.count)
+
+
+def _needs_whole(entry: SpdEntry) -> bool:
+    """Whether a fragment by itself is not enough for *entry*."""
+    local, remote = entry.selectors.local, entry.selectors.remote
+    transport = entry.protection is not None and entry.protection.mode is Mode.TRANSPORT
+    return entry.outbound and (transport or not (local.ports.is_any and remote.ports.is_any))

@@ -139,7 +139,15 @@ class ReferenceDataPlane:
     def deadline(self) -> Nanos | None:
         """Return when ``handle_timeout`` is next wanted."""
         return min(
-            (due for due in (self._outbound.hold.deadline(), self._mtus.deadline()) if due is not None),
+            (
+                due
+                for due in (
+                    self._outbound.hold.deadline(),
+                    self._outbound.fragments.deadline(),
+                    self._mtus.deadline(),
+                )
+                if due is not None
+            ),
             default=None,
         )
 
@@ -153,7 +161,7 @@ class ReferenceDataPlane:
 
     def counters(self) -> Counters:
         """Return the packet counts since the start."""
-        return self._ledger.counters(self._outbound.hold.packets)
+        return self._ledger.counters(self._outbound.hold.packets + self._outbound.fragments.packets)
 
     def set_offload(self, offload: TunOffload) -> None:
         """Say which superpackets the TUN takes from now on."""
