@@ -6,13 +6,19 @@ each need gives one line with a way out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from policy.model import (
     ActionKind,
+    AuthenticationMethod,
     CertificateAuth,
+    Encapsulation,
     Policy,
     Rule,
+    Where,
 )
 from policy.problems import ConfigError, quoted
+from policy.proposals import ProtocolId
 
 
 def unavailable(policy: Policy) -> tuple[ConfigError, ...]:
@@ -29,15 +35,16 @@ def unavailable(policy: Policy) -> tuple[ConfigError, ...]:
     for rule in policy.rules:
         if rule.active:
             found += _rule(rule)
+    if policy.default_response:
+        found += _authentication(policy.authentication, policy.where, "the default response rule")
     return tuple(dict.fromkeys(found))
 
 
 def _rule(rule: Rule) -> list[ConfigError]:
     name = f"rule {quoted(rule.name)}"
-    found: list[ConfigError] = []
     if rule.filter_action.kind is not ActionKind.NEGOTIATE:
-        return found
-    return found + _fallback(rule, name) + _authentication(rule, name)
+        return []
+    return _fallback(rule, name) + _bare(rule, name) + _authentication(rule.authentication, rule.where, name)
 
 
 def _fallback(rule: Rule, name: str) -> list[ConfigError]:
@@ -54,20 +61,40 @@ def _fallback(rule: Rule, name: str) -> list[ConfigError]:
     ]
 
 
-def _authentication(rule: Rule, name: str) -> list[ConfigError]:
+def _bare(rule: Rule, name: str) -> list[ConfigError]:
+    """AH covers the outer addresses and ports, so nothing may change them: it is never carried in UDP."""
+    action = rule.filter_action
+    with_ah = [
+        method
+        for method in action.methods
+        if any(protocol.protocol is ProtocolId.AH for protocol in method.protocols)
+    ]
+    if action.encapsulation is not Encapsulation.UDP or not with_ah:
+        return []
+    return [
+        ConfigError(
+            action.where if action.where.line else rule.where,
+            f'{name}: its filter action {quoted(action.name)} says encapsulation = "udp" and offers '
+            f"{quoted(with_ah[0].text)}, and AH cannot be carried in UDP",
+            'write encapsulation = "auto", or offer ESP only',
+        )
+    ]
+
+
+def _authentication(methods: Sequence[AuthenticationMethod], where: Where, name: str) -> list[ConfigError]:
     found = [
         ConfigError(
             method.where,
             f"{name}: certificate authentication is not available in this version",
             'use { method = "psk", ... }',
         )
-        for method in rule.authentication
+        for method in methods
         if isinstance(method, CertificateAuth)
     ]
-    if not rule.authentication:
+    if not methods:
         found.append(
             ConfigError(
-                rule.where,
+                where,
                 f"{name} negotiates and has no authentication that this version knows",
                 'add authentication = [{ method = "psk", secret_file = "..." }]',
             )

@@ -28,6 +28,7 @@ from policy.peers import PeerTable
 from policy.problems import CompileError, ConfigError, quoted
 from policy.selectors import AddressRange, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Mode, Protection, Snapshot, Spd, SpdEntry
+from policy.tunnels import join_halves
 
 __all__ = ["CompileError", "Resolve", "compile_policy", "no_names"]
 
@@ -75,9 +76,7 @@ def compile_policy(
         raise CompileError(errors)
     names = _Names(resolve, previous)
     compiler = _Compiler(policy, own, tuple(local_networks), names)
-    for rule in policy.rules:
-        if rule.active:
-            compiler.add_rule(rule)
+    compiler.add_rules(policy.rules)
     return compiler.finish(generation)
 
 
@@ -130,8 +129,15 @@ class _Compiler:
         self._errors: list[ConfigError] = []
         self._warnings: list[ConfigError] = []
 
-    def add_rule(self, rule: Rule) -> None:
-        """Expand the filters of *rule* into entries."""
+    def add_rules(self, rules: Sequence[Rule]) -> None:
+        """Expand the filters of the active *rules* into entries."""
+        joined, errors = join_halves(rules, self._own, self._endpoint)
+        self._errors += errors
+        for rule in joined:
+            if rule.active:
+                self._add_rule(rule)
+
+    def _add_rule(self, rule: Rule) -> None:
         disposition = _DISPOSITIONS[rule.filter_action.kind]
         protection: Protection | None = None
         if disposition is Disposition.PROTECT:
@@ -204,30 +210,15 @@ class _Compiler:
         )
 
     def _protection(self, rule: Rule) -> Protection | None:
-        """Return how *rule* protects; None when its endpoint has no address now, or after noting an error."""
+        """Return how *rule* protects; None when its endpoint has no address now."""
         endpoint = rule.tunnel_endpoint
-        address: IpAddress | None = None
-        if isinstance(endpoint, DnsName):
-            found = self._names.addresses(endpoint.name)
-            if not found:
-                message = (
-                    f"rule {quoted(rule.name)}: the tunnel endpoint {quoted(endpoint.name)} has no address now, "
-                    "so its traffic is dropped"
-                )
-                self._warnings.append(ConfigError(rule.where, message, "check the name, or write an address"))
-                return None
-            address = found[0]
-        elif endpoint is not None and not isinstance(endpoint, Special):
-            address = endpoint
-        if address is not None and address in self._own:
-            self._errors.append(
-                ConfigError(
-                    rule.where,
-                    f"rule {quoted(rule.name)}: the tunnel endpoint {address} is this host itself, as in the "
-                    "inbound half of a tunnel made of two rules",
-                    "remove this rule and write mirrored = true in the filters of the rule that names the peer",
-                )
+        address = self._endpoint(rule)
+        if isinstance(endpoint, DnsName) and address is None:
+            message = (
+                f"rule {quoted(rule.name)}: the tunnel endpoint {quoted(endpoint.name)} has no address now, "
+                "so its traffic is dropped"
             )
+            self._warnings.append(ConfigError(rule.where, message, "check the name, or write an address"))
             return None
         action = rule.filter_action
         transport = endpoint is None  # then the peer is the other side of each filter
@@ -243,6 +234,13 @@ class _Compiler:
             encapsulation=action.encapsulation,
             replay_window=action.replay_window,
         )
+
+    def _endpoint(self, rule: Rule) -> IpAddress | None:
+        """Return where the tunnel of *rule* ends; None when it ends anywhere, nowhere now, or there is none."""
+        endpoint = rule.tunnel_endpoint
+        if isinstance(endpoint, DnsName):
+            return next(iter(self._names.addresses(endpoint.name)), None)
+        return None if isinstance(endpoint, Special) else endpoint
 
     def _add_filter(
         self, rule: Rule, number: int, entry: Filter, disposition: Disposition, protection: Protection | None
@@ -262,6 +260,7 @@ class _Compiler:
             inbound=True,
             disposition=disposition,
             protection=protection,
+            interfaces=rule.connection_type,
             filter=f"{number}: {filter_text(entry)}",
             note="its tunnel endpoint has no address now" if unprotected else "",
             where=where,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Set
 from typing import TypeAlias
 
 from policy.model import (
@@ -59,6 +60,13 @@ def lint(policy: Policy) -> list[ConfigError]:
     """Return warnings about *policy*: it works, but hardly as meant."""
     found = _repeated(policy)
     weak: set[int] = set()
+    halves = {
+        _one_way(entry)
+        for rule in policy.rules
+        if rule.active and rule.tunnel_endpoint is not None
+        for entry in rule.filter_list.filters
+        if not entry.mirrored
+    }
     for rule in policy.rules:
         negotiates = rule.filter_action.kind is ActionKind.NEGOTIATE
         if not negotiates and (rule.tunnel_endpoint is not None or rule.authentication):
@@ -67,7 +75,7 @@ def lint(policy: Policy) -> list[ConfigError]:
             )
             found.append(ConfigError(rule.where, message, "remove them"))
         if negotiates:
-            found += _negotiation(rule)
+            found += _negotiation(rule, halves)
         for method in rule.authentication:
             if isinstance(method, PresharedKey) and id(method) not in weak:
                 weak.add(id(method))
@@ -120,7 +128,7 @@ def _repeated(policy: Policy) -> list[ConfigError]:
     return found
 
 
-def _negotiation(rule: Rule) -> list[ConfigError]:
+def _negotiation(rule: Rule, halves: Set[_Selector]) -> list[ConfigError]:
     found: list[ConfigError] = []
     endpoint = rule.tunnel_endpoint
     if endpoint is Special.ANY and any(method.remote_id is None for method in rule.authentication):
@@ -130,7 +138,8 @@ def _negotiation(rule: Rule) -> list[ConfigError]:
         found.append(ConfigError(rule.where, message, "add remote_id"))
     for entry in rule.filter_list.filters if rule.active else ():
         where = entry.where if entry.where.line else rule.where
-        if not entry.mirrored:
+        other_half = _one_way(entry, reverse=True) in halves and endpoint is not None
+        if not entry.mirrored and not other_half:
             message = f"rule {quoted(rule.name)}: a filter is not mirrored, so its replies are not protected"
             found.append(ConfigError(where, message, "write mirrored = true"))
         if isinstance(endpoint, (DnsName, Special, type(None))):
@@ -172,6 +181,12 @@ def _selector(entry: Filter) -> _Selector:
     if entry.mirrored and destination < source:
         source, destination = destination, source
     return entry.protocol, source, destination
+
+
+def _one_way(entry: Filter, *, reverse: bool = False) -> _Selector:
+    source = (address_text(entry.source), entry.source_port)
+    destination = (address_text(entry.destination), entry.destination_port)
+    return (entry.protocol, destination, source) if reverse else (entry.protocol, source, destination)
 
 
 def address_text(spec: AddressSpec) -> str:

@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.compile import CompileError, compile_policy
-from policy.defaults import BUILT_IN_POLICIES
-from policy.model import Policy, Rule, Where
+from policy.model import ConnectionType, Rule, Where
 from policy.order import sort_key
 from policy.overlaps import MAX_COMPARED
 from policy.pad import Identity
 from policy.selectors import ANY_PORT, AddressRange, PortRange, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Mode, Snapshot, SpdEntry
-from tests.support.policies import SITE_TO_SITE, changed, compiled, load_text, policy_text
+from tests.support.policies import KEY, SITE_TO_SITE, changed, compiled, load_text, policy_text, warnings_of
 
 OWN = ("10.1.0.1", "192.0.2.1")
 LANS = 'source = "10.1.0.0/24", destination = "10.2.0.0/24"'
@@ -247,18 +246,67 @@ def test_one_peer_cannot_have_two_keys() -> None:
     assert caught.value.where.line > 0
 
 
-def test_the_inbound_half_of_two_rules_is_refused() -> None:
+def test_a_tunnel_that_ends_here_is_refused() -> None:
     with pytest.raises(CompileError) as caught:
         compiled(changed(SITE_TO_SITE, ('"10.9.0.2"', '"192.0.2.1"')), *OWN)
     assert "the tunnel endpoint 192.0.2.1 is this host itself" in str(caught.value)
-    assert "remove this rule and write mirrored = true" in str(caught.value)
+    assert "write mirrored = false, or remove the rule and mirror the filters of the one with the" in str(
+        caught.value
+    )
     assert str(caught.value).startswith("/etc/mg/a.toml:11:1: ")
 
 
-@pytest.mark.parametrize("policy", BUILT_IN_POLICIES)
-def test_what_this_version_cannot_do_is_refused_whole(policy: Policy) -> None:
-    with pytest.raises(CompileError, match=r"is not available in this version"):
-        compile_policy(policy, generation=1, local_addresses=[ip_address("10.1.0.1")])
+OUT = f"{LANS}, mirrored = false"
+BACK = 'source = "10.2.0.0/24", destination = "10.1.0.0/24", mirrored = false'
+
+
+def test_two_rules_of_one_tunnel_are_one_entry() -> None:
+    """As in Windows: each direction has a rule, whose endpoint is where its packets end."""
+    text = policy_text(("Out", "10.9.0.2", OUT), ("In", "192.0.2.1", BACK))
+    snapshot = compiled(text, *OWN)
+    assert rows(snapshot) == [("10.1.0.0/24", "10.2.0.0/24", "both")]
+    assert [peer.name for peer in snapshot.pad.peers] == ["10.9.0.2"]
+    assert snapshot.spd.entries[0].id == "Out/Out list/1"
+    turned = compiled(policy_text(("In", "192.0.2.1", BACK), ("Out", "10.9.0.2", OUT)), *OWN)
+    assert turned.spd.entries == snapshot.spd.entries
+    assert warnings_of(text) == []
+
+
+@pytest.mark.parametrize(
+    ("half", "said"),
+    [
+        (
+            ("Out", "10.9.0.2", OUT),
+            'rule "Out" is the outbound half of a tunnel: its filter 10.1.0.0/24 -> 10.2.0.0/24 is not '
+            "mirrored, and "
+            "there is no rule for 10.2.0.0/24 -> 10.1.0.0/24 whose tunnel_endpoint is this host's own address",
+        ),
+        (
+            ("In", "192.0.2.1", BACK),
+            'rule "In" is the inbound half of a tunnel: its filter 10.2.0.0/24 -> 10.1.0.0/24 is not '
+            "mirrored, and "
+            "there is no rule for 10.1.0.0/24 -> 10.2.0.0/24 whose tunnel_endpoint is the peer's address (add",
+        ),
+    ],
+)
+def test_half_a_tunnel_is_refused(half: tuple[str, str, str], said: str) -> None:
+    with pytest.raises(CompileError) as caught:
+        compiled(policy_text(half), *OWN)
+    assert said in str(caught.value)
+    assert len(caught.value.errors) == 1
+
+
+def test_halves_of_one_tunnel_must_agree() -> None:
+    text = policy_text(("Out", "10.9.0.2", OUT), ("In", "192.0.2.1", BACK))
+    at = text.rindex(f'secret = "{KEY}"')
+    other = text[:at] + text[at:].replace(KEY, KEY[::-1])
+    with pytest.raises(CompileError, match='rules "Out" and "In" are the two halves of one tunnel, and treat its'):
+        compiled(other, *OWN)
+
+
+def test_an_entry_knows_its_kind_of_interface() -> None:
+    text = changed(SITE_TO_SITE, ('connection_type = "all"', 'connection_type = "remote-access"'))
+    assert compiled(text, *OWN).spd.entries[0].interfaces is ConnectionType.REMOTE_ACCESS
 
 
 def test_two_rules_of_one_name_are_refused() -> None:

@@ -197,7 +197,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ('filter_list = "LAN A and LAN B"', 'filter_list = "LAN A and LAN C"', '13:15: there is no filter list "LAN A and LAN C" (did'),
     ('filter_action = "Require ESP"', 'filter_action = "Reqire ESP"', '14:17: there is no filter action "Reqire ESP" (did you mean'),
     ('assigned = "Site A to site B"', 'assigned = "Site B"', '2:12: there is no policy "Site B" to assign ('),
-    ('filter_action = "Require ESP"', 'filter_action = "x"', '(filter action is one of: "Require ESP", "Permit")'),
+    ('filter_action = "Require ESP"', 'filter_action = "x"', '(filter action is one of: "Require ESP", "Permit", "Request Security (Optional)", '),
     # authentication
     ('method = "psk"', 'method = "pks"', 'unknown authentication method "pks" (did you mean "psk"?)'),
     ('method = "psk", ', "", "17:19: the authentication method has no name (add method = \"psk\")"),
@@ -225,7 +225,7 @@ MISTAKES: list[tuple[str, str, str]] = [
         'rule "LAN to LAN": certificate authentication is not available in this version',
     ),
     *(
-        ('assigned = "Site A to site B"', f'assigned = "{policy.name}"', f'2:12: the built-in policy "{policy.name}" is not')
+        ('assigned = "Site A to site B"', f'assigned = "{policy.name}"', f'2:12: the built-in policy "{policy.name}" needs to know')
         for policy in BUILT_IN_POLICIES
     ),
     # filters whose fields disagree
