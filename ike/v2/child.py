@@ -102,38 +102,42 @@ def install(
     if soft is not None and hard is not None:
         core.timers.set(sa.number, Timer.REKEY_CHILD, now + soft, child.number)
         core.timers.set(sa.number, Timer.EXPIRE_CHILD, now + hard, child.number)
-    core.emit(
-        ChildInstalled(
-            ChildSa(
-                child=child.number,
-                peer=sa.peer.name,
-                entry=child.entry,
-                ike_spi=int.from_bytes(sa.our_spi, "big"),
-                protocol=child.protocol,
-                mode=child.mode,
-                suite=child.suite,
-                spi_in=child.spi_in,
-                spi_out=child.spi_out,
-                keys_in=agreed.keys_in,
-                keys_out=agreed.keys_out,
-                selectors=child.selectors,
-                path=child.path,
-                soft_bytes=lifetime.soft_bytes(core.entropy),
-                hard_bytes=lifetime.bytes,
-                dormant=dormant,
-                replaces=child.replaces,
-                follow_nat=sa.nat_remote,
-                replay_window=protection.replay_window,
-                rekey_at=None if soft is None else now + soft,
-                nat=child.mode is Mode.TRANSPORT and (sa.nat_local or sa.nat_remote),
-                dynamic=core.dynamic.get(child.entry),
-            )
-        )
-    )
+    core.emit(ChildInstalled(_child_sa(sa, child, agreed, None if soft is None else now + soft)))
     _tell_installed(sa, child, replaces, now)
     core.failures.pop(sa.peer_name, None)
     core.demands.satisfied(child, now)
     return child
+
+
+def _child_sa(sa: IkeSa, child: Child, agreed: Agreed, rekey_at: Nanos | None) -> ChildSa:
+    """Return *child* as the data plane is told of it, keys and all."""
+    core, protection = sa.core, agreed.entry.protection
+    if sa.peer is None or protection is None:
+        raise LocalError("a Child SA without a peer")
+    return ChildSa(
+        child=child.number,
+        peer=sa.peer.name,
+        entry=child.entry,
+        ike_spi=int.from_bytes(sa.our_spi, "big"),
+        protocol=child.protocol,
+        mode=child.mode,
+        suite=child.suite,
+        spi_in=child.spi_in,
+        spi_out=child.spi_out,
+        keys_in=agreed.keys_in,
+        keys_out=agreed.keys_out,
+        selectors=child.selectors,
+        path=child.path,
+        soft_bytes=protection.lifetime.soft_bytes(core.entropy),
+        hard_bytes=protection.lifetime.bytes,
+        dormant=child.dormant,
+        replaces=child.replaces,
+        follow_nat=sa.nat_remote,
+        replay_window=protection.replay_window,
+        rekey_at=rekey_at,
+        nat=child.mode is Mode.TRANSPORT and (sa.nat_local or sa.nat_remote),
+        dynamic=core.dynamic.get(child.entry),
+    )
 
 
 def activate(sa: IkeSa, child: Child) -> None:

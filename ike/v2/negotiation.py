@@ -30,7 +30,7 @@ from policy.clock import Nanos
 from policy.proposals import Group, Proposal, ProtocolId, Suite
 from policy.secret import Secret
 from policy.selectors import Flow, SelectorPair, TrafficSelector
-from policy.spd import Mode, SpdEntry
+from policy.spd import Mode, Protection, SpdEntry
 
 if TYPE_CHECKING:
     from ike.v2.sa import IkeSa
@@ -144,14 +144,7 @@ def answer_child(
     transport = message.notify(NotifyType.USE_TRANSPORT_MODE) is not None
     seen_i, seen_r = (as_seen(sa, tsi, local=False), as_seen(sa, tsr, local=True)) if transport else (tsi, tsr)
     entries = sa.core.entries_of(sa.peer_name)
-    granted = grant(
-        entries, seen_r, seen_i, transport=transport, prefer=None if replaces is None else replaces.entry
-    )
-    if granted is None and transport:
-        granted = by_default_response(sa, seen_r, seen_i)
-    if granted is None or granted.entry.protection is None:
-        raise TsUnacceptable(_nothing_for(entries, tsi, tsr, transport))
-    protection = granted.entry.protection
+    granted, protection = _granted(sa, entries, seen_r, seen_i, transport=transport, replaces=replaces)
     ke = message.first(KePayload)
     choice = _choose(sa, request, ke, granted.entry, first=first)
     spi_in = sa.core.new_child_spi()
@@ -190,6 +183,25 @@ def answer_child(
     if granted.narrowed and _more_possible(entries, granted, seen_r, seen_i, transport=transport):
         parts.append(NotifyPayload(NotifyType.ADDITIONAL_TS_POSSIBLE))
     return parts, child
+
+
+def _granted(
+    sa: IkeSa,
+    entries: Sequence[SpdEntry],
+    local: Sequence[TrafficSelector],
+    remote: Sequence[TrafficSelector],
+    *,
+    transport: bool,
+    replaces: Child | None,
+) -> tuple[Narrowed, Protection]:
+    """Return what policy grants of both sides, by its rules or else by the default response rule."""
+    prefer = None if replaces is None else replaces.entry
+    granted = grant(entries, local, remote, transport=transport, prefer=prefer)
+    if granted is None and transport:
+        granted = by_default_response(sa, local, remote)
+    if granted is None or granted.entry.protection is None:
+        raise TsUnacceptable(_nothing_for(entries, remote, local, transport))
+    return granted, granted.entry.protection
 
 
 def _more_possible(

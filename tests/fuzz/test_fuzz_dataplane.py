@@ -40,6 +40,7 @@ from tests.support.packets import (
 )
 from tunnel.dataplane.contract import InternalError, Transmit, TunFrame, TunOffload, WireDatagrams
 from tunnel.dataplane.esp import trailers_of
+from tunnel.dataplane.fragments import LIFETIME
 from tunnel.dataplane.hold import HoldLimits
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.dataplane.transforms import Aead
@@ -143,6 +144,8 @@ def test_outbound(frames: list[bytes], suite: Suite, installed: bool) -> None:
             plane.add_sa(sa_params(suite, inbound=False, spi=0x2000 + 256 + number, name=name, child=number), 0)
             plane.release(name, 100)
             _account(plane)
+        plane.handle_timeout(100 + LIFETIME)  # fragments whose rest never came
+        _account(plane)
         assert plane.counters().held == 0
 
 
