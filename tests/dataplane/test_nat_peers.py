@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.packet import Packet, Raw
 
 from policy.clock import SECOND, Nanos
@@ -132,6 +132,11 @@ def test_ipv6_checksums_too() -> None:
         packet = IPv6(packet_of(frame))
         assert packet.src == "2001:db8::1"
         assert checksum_holds(packet)
+    (transmit,) = pair.send(tun(bytes(IPv6(src="fd00::1", dst="2001:db8::2") / ICMPv6EchoRequest(data=b"six"))))
+    plane.inbound([WireDatagrams(seen, transmit.buffers[0])], 1)
+    (frame,) = written(drain(plane))
+    expected = bytes(IPv6(src="2001:db8::1", dst="2001:db8::2") / ICMPv6EchoRequest(data=b"six"))
+    assert packet_of(frame) == expected
 
 
 def test_answers_go_to_the_peer_that_asked() -> None:

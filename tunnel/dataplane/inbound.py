@@ -189,7 +189,8 @@ class Inbound:
         newest = number > window.top
         window.commit(number)
         sa.packets += 1
-        sa.octets += len(packet) - sa.smallest
+        # As the sender counts: in transport mode with the IP header.
+        sa.octets += len(packet) - sa.smallest + (len(header) if sa.params.mode is Mode.TRANSPORT else 0)
         sa.last_used = now
         if sa.awaiting or (item.path is not sa.seen_path and newest):
             self._authentic(sa, item.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from policy.selectors import TCP, UDP
+from policy.selectors import ICMPV6, UDP
 from tunnel.dataplane.checksum import checksum, pseudo_header
 from tunnel.dataplane.contract import Buffer, WireDatagrams
 from tunnel.dataplane.flow import Parsed
@@ -12,6 +12,8 @@ from tunnel.dataplane.offload import CHECKSUM_OFFSET
 from tunnel.dataplane.outer import PROTOCOL_AT, carry, header
 
 _U16 = struct.Struct("!H")
+#: Where the checksums that cover the addresses are.
+_CHECKSUMS = {**CHECKSUM_OFFSET, ICMPV6: 2}
 
 
 def received(item: WireDatagrams, protocol: int, payload: int) -> bytes:
@@ -39,9 +41,9 @@ def with_checksum(packet: bytes, parsed: Parsed) -> bytes:
     RFC 3948 section 3.1.2. That it arrived as it was sent, ESP has proved. A UDP checksum of zero stays.
     """
     protocol, start = parsed.flow.protocol, parsed.transport
-    if protocol not in (TCP, UDP) or parsed.fragment:
+    if protocol not in _CHECKSUMS or parsed.fragment:
         return packet
-    at = start + CHECKSUM_OFFSET[protocol]
+    at = start + _CHECKSUMS[protocol]
     if at + 2 > len(packet) or (protocol == UDP and packet[at : at + 2] == b"\0\0"):
         return packet
     addresses = packet[12:20] if parsed.flow.version == 4 else packet[8:40]
