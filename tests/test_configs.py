@@ -11,8 +11,9 @@ import pytest
 from policy.compile import compile_policy
 from policy.config import Loaded
 from policy.problems import ConfigErrors
-from policy.spd import Disposition, Snapshot
+from policy.spd import Disposition, Mode, Snapshot
 from policy.store.files import load_file
+from tunnel.agent.policies import Policies
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -30,6 +31,20 @@ PAIRS = {
         ("nat-hq.toml", ["10.1.0.1", "10.9.0.1"]),
         ("nat-branch.toml", ["10.2.0.1", "192.168.77.2"]),
     ),
+}
+#: Hosts that secure ports of their own, each with its address.
+CLIENT, SERVER = ["10.9.0.1", "fd00:9::1"], ["10.9.0.2", "fd00:9::2"]
+HOSTS = {
+    "respond-only.toml": CLIENT,
+    "request-security.toml": SERVER,
+    "require-security.toml": SERVER,
+    "web-server.toml": SERVER,
+    "web-client.toml": CLIENT,
+    "database-port-server.toml": SERVER,
+    "database-port-client.toml": CLIENT,
+    "ipv6-transport-a.toml": CLIENT,
+    "ipv6-transport-b.toml": SERVER,
+    "block-and-permit.toml": SERVER,
 }
 NAMES = sorted(path.name for path in CONFIGS.glob("*.toml"))
 
@@ -49,14 +64,30 @@ def compiled(directory: Path, name: str, addresses: list[str]) -> Snapshot:
     configuration = load(directory, name).configuration
     assert configuration.agent.assigned is not None
     return compile_policy(
-        configuration.policy(configuration.agent.assigned),
+        Policies(configuration).policy(configuration.agent.assigned),
         generation=1,
         local_addresses=[ip_address(address) for address in addresses],
     )
 
 
-def test_each_config_is_one_half_of_a_pair() -> None:
-    assert sorted(name for pair in PAIRS.values() for name, _ in pair) == NAMES
+def test_each_config_is_one_half_of_a_pair_or_a_host() -> None:
+    assert sorted([*HOSTS, *(name for pair in PAIRS.values() for name, _ in pair)]) == NAMES
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_what_a_host_does(tmp_path: Path, name: str) -> None:
+    snapshot = compiled(tmp_path, name, HOSTS[name])
+    entries = snapshot.spd.entries
+    assert snapshot.warnings == ()
+    assert bool(snapshot.response) == (
+        name in ("respond-only.toml", "request-security.toml", "require-security.toml")
+    )
+    assert bool(entries) == (name != "respond-only.toml")
+    for entry in entries:
+        if entry.protection is not None:
+            assert entry.protection.mode is Mode.TRANSPORT
+            assert entry.protection.fallback_clear == (name == "request-security.toml")
+            assert entry.protection.inbound_clear == (name in ("request-security.toml", "require-security.toml"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,8 +99,11 @@ def test_config_is_accepted_without_a_warning(tmp_path: Path, name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_without_its_secret_says_which_file_it_wants(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text((CONFIGS / name).read_text())
-    with pytest.raises(ConfigErrors, match=r"(site|branch)\.psk"):
+    text = (CONFIGS / name).read_text()
+    if "psk" not in text:
+        return
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigErrors, match=r"(site|branch|web|database|hosts)\.psk"):
         load_file(tmp_path / name)
 
 
