@@ -306,3 +306,19 @@ def test_whatever_header_and_octets_come(data: bytes, version: int, tail: bytes)
     item = WireDatagrams(pair.path, front + data, 0, 0, 51, header)
     assert received(pair.right, item) == []
     assert not pair.right.drops()[DropReason.INTERNAL]
+
+
+def test_esp_for_the_spi_of_an_ah_sa() -> None:
+    pair = pair_of()
+    for size in (8, 40):
+        data = bytes.fromhex("0000100400000001") + bytes(size - 8)
+        assert received(pair.right, WireDatagrams(pair.path, data, 0, 0, 50)) == []
+    assert pair.right.drops()[DropReason.WRONG_PROTOCOL] == 2
+    stats = pair.right.query_sa(0x1004, inbound=True)
+    assert stats is not None
+    assert stats.drops == {DropReason.WRONG_PROTOCOL: 2}
+
+
+def test_ah_is_never_carried_in_udp() -> None:
+    with pytest.raises(ValueError, match="AH cannot be carried in UDP"):
+        Pair(SHA256, path(A4, B4), mode=Mode.TRANSPORT)
