@@ -25,12 +25,12 @@ from policy.spd import Snapshot
 from tunnel.agent import metrics
 from tunnel.agent.control import ControlServer, RequestError
 from tunnel.agent.log import LEVELS, Log
-from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, resolve
+from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy
 from tunnel.agent.requests import Requests
 from tunnel.agent.runtime import Runtime
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.gateway import Gateway
-from tunnel.host import addresses, process
+from tunnel.host import addresses, names, process
 from tunnel.host.addresses import HostAddresses
 from tunnel.host.sockets import Wire
 from tunnel.host.steering import Steering, counters, forwarding_hints, tune
@@ -38,7 +38,7 @@ from tunnel.host.system import HostError
 from tunnel.host.tun import Tun
 from tunnel.outputs import Command, Shutdown, SoftSa, Status
 
-#: DNS names of the policy are looked up again this often; changes of addresses are gathered this long.
+#: Seconds after which a policy without DNS names is looked at for some; changes of addresses are gathered so long.
 _NAMES_EVERY_S = 60.0
 _SETTLE_S = 0.3
 #: The longest wait between two tries to make the TUN anew.
@@ -68,6 +68,7 @@ class Agent:
         self._dataplane: ReferenceDataPlane
         self._runtime: Runtime
         self._tasks: list[asyncio.Task[None]] = []
+        self._ask_again_s = _NAMES_EVERY_S
         self._unreachable: set[IpAddress] = set()
         #: Runs ``ip`` and ``nft``, one after the other, while packets go on.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="host")
@@ -245,12 +246,12 @@ class Agent:
 
     async def _change(self, name: str | None) -> None:
         """Compile and put in force: guard first, then the core, then routes. The caller has the lock."""
-        names = await self._resolve(name)
-        snapshot = await self._on_host(self._policies.compile, name, self._host, names, self._snapshot)
+        answers = await self._resolve(name)
+        snapshot = await self._on_host(self._policies.compile, name, self._host, answers, self._snapshot)
         gateway = self._runtime.gateway
         steered = snapshot.with_dynamic(gateway.children.dynamic.values())
         await self._on_host(self._steering.guard, steered)
-        self._names, self._snapshot = names, snapshot
+        self._names, self._snapshot = answers, snapshot
         gateway.load(snapshot, process.now())
         self._runtime.drain()
         if gateway.snapshot.spd != steered.spd:  # a peer was granted something while the guard was replaced
@@ -278,10 +279,13 @@ class Agent:
         return await asyncio.get_running_loop().run_in_executor(self._worker, partial(work, *arguments))
 
     async def _resolve(self, policy: str | None) -> Mapping[str, Sequence[IpAddress]]:
-        names = self._policies.dns_names(policy)
-        if not names:
+        """Return the addresses of the names in *policy*, and note when to ask again: when the first is too old."""
+        wanted = self._policies.dns_names(policy)
+        if not wanted:
             return {}
-        return await asyncio.get_running_loop().run_in_executor(None, resolve, names)
+        found = await asyncio.get_running_loop().run_in_executor(None, names.resolve, wanted)
+        self._ask_again_s = min(answer.ttl for answer in found.values())
+        return {name: answer.addresses for name, answer in found.items()}
 
     def _addresses_changed(self, watcher: addresses.Watcher) -> None:
         watcher.drain()
@@ -303,6 +307,8 @@ class Agent:
                 await self._recompile("this host's addresses changed")
             else:
                 self._tell_paths()
+                if await self._on_host(self._steering.stale):  # entries for one kind of interface
+                    await self._recompile("this host's interfaces changed")
                 await self._heal()
 
     async def _heal(self) -> None:
@@ -321,10 +327,10 @@ class Agent:
 
     async def _follow_names(self) -> None:
         while True:
-            await asyncio.sleep(_NAMES_EVERY_S)
-            names = await self._resolve(self._policies.assigned)
+            await asyncio.sleep(self._ask_again_s)
+            answers = await self._resolve(self._policies.assigned)
             known = {name: set(found) for name, found in self._names.items()}
-            if any(found and set(found) != known.get(name) for name, found in names.items()):
+            if any(found and set(found) != known.get(name) for name, found in answers.items()):
                 await self._recompile("a DNS name of the policy has other addresses now")
 
     async def _watchdog(self) -> None:

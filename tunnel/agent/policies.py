@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address
 from pathlib import Path as FilePath
 
 from policy.compile import compile_policy
@@ -76,18 +74,6 @@ class AssignedPolicy(Policies):
             resolve=lambda wanted: names.get(wanted, ()),
             previous=before,
         )
-
-
-def resolve(names: Iterable[str]) -> dict[str, list[IpAddress]]:
-    """Return the addresses of each name, none for one that does not resolve. Blocks: run it in a thread."""
-    found: dict[str, list[IpAddress]] = {}
-    for name in names:
-        try:
-            answers = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
-        except OSError:
-            answers = []
-        found[name] = list(dict.fromkeys(ip_address(answer[4][0]) for answer in answers))
-    return found
 
 
 def _dns_names(policy: Policy) -> Iterable[str]:

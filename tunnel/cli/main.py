@@ -21,10 +21,10 @@ from policy.spd import Snapshot
 from policy.store.files import load_file
 from policy.texts import parse_flow
 from tunnel.agent.control import RequestError
-from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, Policies, resolve
+from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, Policies
 from tunnel.cli import render
 from tunnel.cli.client import AgentError, call
-from tunnel.host import addresses
+from tunnel.host import addresses, names
 from tunnel.host.system import HostError
 from tunnel.version import VERSION
 
@@ -104,7 +104,7 @@ def _compile_all(configuration: Configuration) -> list[Snapshot]:
     wanted = [assigned] if assigned else [policy.name for policy in configuration.policies]
     compiled = []
     for name in wanted:
-        found = resolve(policies.dns_names(name))
+        found = {known: answer.addresses for known, answer in names.resolve(policies.dns_names(name)).items()}
         compiled.append(
             compile_policy(
                 policies.policy(name),
