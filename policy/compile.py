@@ -12,15 +12,16 @@ next compilation that finds an address opens them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 from policy.availability import unavailable
 from policy.clock import SECOND
 from policy.defaults import DEFAULT_RESPONSE
 from policy.lint import filter_text
-from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Special
+from policy.model import ActionKind, AddressSpec, DnsName, Filter, Policy, Rule, Server, Special
 from policy.order import sort_key
 from policy.overlaps import overlaps, twins
 from policy.path import IpAddress
@@ -46,6 +47,13 @@ _DISPOSITIONS = {
 HOST_IDLE = 300 * SECOND
 #: The rule of the entries that the default response rule grants, as Windows shows it.
 DYNAMIC = "<Dynamic>"
+_SERVERS = {
+    Server.DNS: "DNS server",
+    Server.DHCP: "DHCP server",
+    Server.WINS: "WINS server",
+    Server.GATEWAY: "default gateway",
+}
+_NO_SERVERS: Mapping[str, Sequence[IpAddress]] = MappingProxyType({})
 _NO_SELECTORS = SelectorPair(TrafficSelector(0, AddressRange.any(4)), TrafficSelector(0, AddressRange.any(4)))
 
 
@@ -62,12 +70,14 @@ def compile_policy(
     local_networks: Sequence[AddressRange] = (),
     resolve: Resolve = no_names,
     previous: Snapshot | None = None,
+    servers: Mapping[str, Sequence[IpAddress]] = _NO_SERVERS,
 ) -> Snapshot:
     """Return *policy* in force on a host with *local_addresses*; None is "no policy assigned".
 
     *local_networks* are those that this host has an address in: they help to tell which side of a filter is local.
     ``me`` is each local address that is neither loopback nor link-local. *resolve* gives the addresses of DNS
-    names; *previous* keeps them when a name does not resolve any more. Raises CompileError.
+    names; *previous* keeps them when a name does not resolve any more. *servers* are the addresses that "dns",
+    "dhcp", "wins" and "gateway" stand for now. Raises CompileError.
     """
     own = tuple(sorted(set(local_addresses), key=lambda address: (address.version, int(address))))
     if policy is None:
@@ -75,7 +85,7 @@ def compile_policy(
     if errors := unavailable(policy):
         raise CompileError(errors)
     names = _Names(resolve, previous)
-    compiler = _Compiler(policy, own, tuple(local_networks), names)
+    compiler = _Compiler(policy, own, tuple(local_networks), names, servers)
     compiler.add_rules(policy.rules)
     return compiler.finish(generation)
 
@@ -114,7 +124,12 @@ class _Compiler:
     """Builds the entries and peers of one snapshot."""
 
     def __init__(
-        self, policy: Policy, own: tuple[IpAddress, ...], networks: tuple[AddressRange, ...], names: _Names
+        self,
+        policy: Policy,
+        own: tuple[IpAddress, ...],
+        networks: tuple[AddressRange, ...],
+        names: _Names,
+        servers: Mapping[str, Sequence[IpAddress]],
     ) -> None:
         self._policy = policy
         self._own = own
@@ -124,6 +139,7 @@ class _Compiler:
             a for a in own if not (a.is_loopback or a.is_link_local or a.is_multicast or a.is_unspecified)
         )
         self._names = names
+        self._servers = servers
         self._entries: list[SpdEntry] = []
         self._peers = PeerTable(policy)
         self._errors: list[ConfigError] = []
@@ -330,6 +346,13 @@ class _Compiler:
                     message = f'rule {quoted(rule.name)}: this host has no address for "me" now'
                     self._warnings.append(ConfigError(rule.where, message, "its filters match nothing"))
                 return _hosts(self._me, me=True)
+            case Server():
+                told = dict.fromkeys(self._servers.get(spec.value, ()))
+                known = [address for address in told if not address.is_loopback and address not in self._own]
+                if not known:
+                    message = f"rule {quoted(rule.name)}: this host knows no {_SERVERS[spec]} now"
+                    self._warnings.append(ConfigError(rule.where, message, "its filters for it match nothing"))
+                return _hosts(known, me=False)
             case DnsName():
                 found = self._names.addresses(spec.name)
                 if not found:

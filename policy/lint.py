@@ -7,6 +7,7 @@ import math
 from collections.abc import Set
 from typing import TypeAlias
 
+from policy.icmp import icmp_text, is_icmp
 from policy.model import (
     ActionKind,
     AddressSpec,
@@ -15,6 +16,7 @@ from policy.model import (
     Policy,
     PresharedKey,
     Rule,
+    Server,
     Special,
 )
 from policy.path import IpAddress
@@ -194,6 +196,8 @@ def address_text(spec: AddressSpec) -> str:
     match spec:
         case Special():
             return spec.value
+        case Server():
+            return spec.value
         case DnsName():
             return spec.name
         case AddressRange():
@@ -204,10 +208,13 @@ def filter_text(entry: Filter) -> str:
     """Return *entry* in one line: "tcp 10.1.0.0/24 <-> 10.2.0.0/24:80"."""
 
     def side(spec: AddressSpec, ports: PortRange) -> str:
-        return address_text(spec) if ports.is_any else f"{address_text(spec)} port {ports}"
+        without = ports.is_any or is_icmp(entry.protocol)
+        return address_text(spec) if without else f"{address_text(spec)} port {ports}"
 
     arrow = "<->" if entry.mirrored else "->"
     protocol = f"{protocol_name(entry.protocol)} " if entry.protocol else ""
+    if is_icmp(entry.protocol) and not entry.source_port.is_any:
+        protocol += f"{icmp_text(entry.protocol, entry.source_port)} "
     return (
         f"{protocol}{side(entry.source, entry.source_port)} {arrow} "
         f"{side(entry.destination, entry.destination_port)}"

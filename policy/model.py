@@ -41,6 +41,15 @@ class Special(Enum):
     ANY = "any"
 
 
+class Server(Enum):
+    """Servers that this host was told of; their addresses are given to the compiler."""
+
+    DNS = "dns"
+    DHCP = "dhcp"
+    WINS = "wins"
+    GATEWAY = "gateway"
+
+
 @dataclass(frozen=True, slots=True)
 class DnsName:
     """A DNS name; its addresses are given to the compiler, which never resolves anything itself."""
@@ -48,12 +57,15 @@ class DnsName:
     name: str
 
 
-AddressSpec: TypeAlias = AddressRange | Special | DnsName
+AddressSpec: TypeAlias = AddressRange | Special | DnsName | Server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Packets from *source* to *destination*; mirrored, the replies too."""
+    """Packets from *source* to *destination*; mirrored, the replies too.
+
+    For ICMP and ICMPv6 both ports hold types and codes (``policy.icmp``).
+    """
 
     source: AddressSpec
     destination: AddressSpec

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from policy.icmp import icmp_text, is_icmp
 from policy.selectors import AddressRange, PortRange
 from policy.spd import Disposition, Snapshot, SpdEntry
 from policy.texts import protocol_name
@@ -62,7 +63,10 @@ class OrderRow:
     rule: str
     filter_list: str
     filter_action: str
+    #: The peer; "each host" for a template that stands for each remote host.
     peer: str
+    #: The interfaces that it is for: all, lan or remote-access.
+    interfaces: str
     where: str
     entry: str
 
@@ -80,22 +84,25 @@ def direction_text(entry: SpdEntry) -> str:
 
 
 def _row(number: int, entry: SpdEntry) -> OrderRow:
+    local, remote = entry.selectors.local, entry.selectors.remote
+    message = "" if local.ports.is_any or not is_icmp(local.protocol) else icmp_text(local.protocol, local.ports)
+
     def side(addresses: AddressRange, ports: PortRange) -> str:
         text = "any" if addresses.is_any else str(addresses)
-        return text if ports.is_any else f"{text} port {ports}"
+        return text if ports.is_any or message else f"{text} port {ports}"
 
-    local, remote = entry.selectors.local, entry.selectors.remote
     return OrderRow(
         number=number,
         action={"bypass": "permit", "discard": "block", "protect": "negotiate"}[entry.disposition.value],
         direction=direction_text(entry),
-        protocol=protocol_name(local.protocol),
+        protocol=f"{protocol_name(local.protocol)} {message}".rstrip(),
         local=side(local.addresses, local.ports),
         remote=side(remote.addresses, remote.ports),
         rule=entry.rule,
         filter_list=entry.filter_list,
         filter_action=entry.filter_action,
         peer=entry.protection.peer if entry.protection is not None else "",
+        interfaces=entry.interfaces.value,
         where=str(entry.where),
         entry=entry.id,
     )

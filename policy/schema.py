@@ -192,6 +192,8 @@ class FilterTable(Table):
     protocol: Annotated[int, _meaning(parse_protocol, text_only=False)] = 0
     source_port: Ports = PortRange(0, 65535)
     destination_port: Ports = PortRange(0, 65535)
+    icmp_type: Any = None
+    icmp_code: Any = None
     mirrored: bool = True
     description: str = ""
 

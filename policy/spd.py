@@ -97,6 +97,12 @@ class SpdEntry:
             per_host=False,
         )
 
+    def is_for(self, interface: ConnectionType) -> bool:
+        """Whether the entry decides about packets on *interface* (see ``Spd.lookup_inbound``)."""
+        if self.interfaces is ConnectionType.ALL or self.interfaces is interface:
+            return True
+        return interface is ConnectionType.ALL and self.disposition is Disposition.PROTECT
+
 
 @dataclass(frozen=True, slots=True)
 class Spd:
@@ -106,25 +112,33 @@ class Spd:
     """
 
     entries: tuple[SpdEntry, ...] = ()
-    _indexes: dict[str, SelectorIndex] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _indexes: dict[tuple[str, ConnectionType], SelectorIndex] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _by_id: dict[str, SpdEntry] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def lookup_outbound(self, flow: Flow) -> SpdEntry | None:
-        """Return the first outbound entry that matches, or None."""
-        index = self._indexes.get("outbound")
+    def lookup_outbound(self, flow: Flow, interface: ConnectionType = ConnectionType.ALL) -> SpdEntry | None:
+        """Return the first outbound entry that matches, or None. See ``lookup_inbound`` for *interface*."""
+        index = self._indexes.get(("outbound", interface))
         if index is None:
-            pairs = ((at, e.selectors) for at, e in enumerate(self.entries) if e.outbound)
-            index = self._indexes["outbound"] = SelectorIndex(pairs)
+            pairs = ((at, e.selectors) for at, e in enumerate(self.entries) if e.outbound and e.is_for(interface))
+            index = self._indexes["outbound", interface] = SelectorIndex(pairs)
         at = index.first(flow)
         return None if at is None else self.entries[at]
 
-    def lookup_inbound(self, flow: Flow) -> SpdEntry | None:
-        """Return the first inbound entry that matches, or None."""
-        index = self._indexes.get("inbound")
+    def lookup_inbound(self, flow: Flow, interface: ConnectionType = ConnectionType.ALL) -> SpdEntry | None:
+        """Return the first inbound entry that matches, or None.
+
+        *interface* is the kind that the packet passes. ALL is for packets of which it is not known any more: the
+        host's packet filter, which knows it, has permitted or blocked already what entries for one kind permit or
+        block, so that only those of them that protect count.
+        """
+        index = self._indexes.get(("inbound", interface))
         if index is None:
             # A packet that arrives has our local side as its destination: the mirrored pair, read outbound.
-            pairs = ((at, e.selectors.mirror()) for at, e in enumerate(self.entries) if e.inbound)
-            index = self._indexes["inbound"] = SelectorIndex(pairs)
+            entries = ((at, e) for at, e in enumerate(self.entries) if e.inbound and e.is_for(interface))
+            pairs = ((at, e.selectors.mirror()) for at, e in entries)
+            index = self._indexes["inbound", interface] = SelectorIndex(pairs)
         at = index.first(flow)
         return None if at is None else self.entries[at]
 

@@ -8,7 +8,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from types import MappingProxyType
 
 from policy.clock import SECOND, Nanos
-from policy.model import AddressSpec, DnsName, Special, TunnelEndpoint
+from policy.icmp import icmp_ports, icmp_types, is_icmp
+from policy.model import AddressSpec, DnsName, Server, Special, TunnelEndpoint
 from policy.path import IpAddress
 from policy.problems import TextError, nearest, quoted
 from policy.selectors import ANY_PROTOCOL, PORT_PROTOCOLS, AddressRange, Flow, PortRange
@@ -47,6 +48,9 @@ _PROTOCOL_ALIASES: Mapping[str, str] = MappingProxyType(
     {"icmp6": "icmpv6", "ipv6-icmp": "icmpv6", "ipip4": "ipip", "udp-lite": "udplite", "*": "any"}
 )
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+#: Words for addresses that this host knows by itself.
+_SERVERS = tuple(kind.value for kind in Server)
+_ADDRESS_WORDS = ("any", "me", *_SERVERS)
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
 _MEASURE = re.compile(r"([0-9]{1,18})\s*([A-Za-z]*)\Z", re.ASCII)
@@ -59,10 +63,12 @@ _SIZE_UNITS: Mapping[str, int] = MappingProxyType(
 
 
 def parse_address(text: str) -> AddressSpec:
-    """Return what *text* means: any, me, a host, net/len, first-last, or a DNS name. Raises TextError."""
+    """Return what *text* means: any, me, dns and so on, a host, a network, a range, a DNS name. TextError."""
     stripped = text.strip()
     if stripped.lower() in ("any", "me"):
         return Special(stripped.lower())
+    if stripped.lower() in _SERVERS:
+        return Server(stripped.lower())
     if "/" in stripped:
         return AddressRange.network(_network(text, stripped))
     host = _host(stripped)
@@ -144,7 +150,11 @@ def parse_protocol(value: object) -> int:
 
 
 def parse_flow(protocol: str, source: str, destination: str) -> Flow:
-    """Return the flow that "tcp", "10.1.0.5:40000", "[2001:db8::9]:443" mean; ports are optional. TextError."""
+    """Return the flow that "tcp", "10.1.0.5:40000", "[2001:db8::9]:443" mean; ports are optional. TextError.
+
+    An ICMP message may be named: "icmp:echo-request", "icmp:3/4" (type and code).
+    """
+    protocol, _, message = protocol.partition(":")
     number = parse_protocol(int(protocol) if _NUMBER.match(protocol) else protocol)
     if number == ANY_PROTOCOL:
         raise TextError("a packet has one protocol", 'write "tcp", "udp", "icmp" or a number')
@@ -152,6 +162,9 @@ def parse_flow(protocol: str, source: str, destination: str) -> Flow:
     other, destination_port = _side(destination)
     if one.version != other.version:
         raise TextError(f"{one} and {other} are of different families", "a packet goes between two of one family")
+    if message:
+        source_port = destination_port = _message(number, message)
+        return Flow(one.version, number, int(one), int(other), source_port, destination_port)
     ports = next((port for port in (source_port, destination_port) if port is not None), None)
     if ports is not None and number not in PORT_PROTOCOLS:
         raise TextError(f"{protocol_name(number)} has no ports", "leave the port out")
@@ -196,6 +209,17 @@ def parse_size(value: object) -> int:
         f"{quoted(value)} is not a size" if isinstance(value, str) else "a size must be a text",
         'write "100GiB", "500MB" or "64KiB"',
     )
+
+
+def _message(protocol: int, text: str) -> int:
+    """Return type * 256 + code of "echo-request" or "3/4"; a code that is not written is 0."""
+    if not is_icmp(protocol):
+        raise TextError(f"{protocol_name(protocol)} has no types", "only icmp and icmpv6 have them")
+    kind, slash, code = text.partition("/")
+    ports = icmp_ports(icmp_types(protocol, kind), code if slash else 0)
+    if ports.start != ports.end:
+        raise TextError(f"{quoted(text)} is not one ICMP message", "a packet has one type and one code")
+    return ports.start
 
 
 def _side(text: str) -> tuple[IpAddress, int | None]:
@@ -276,12 +300,14 @@ def _dns_name(text: str, stripped: str) -> str:
     labels = name.split(".")
     digits_only = all(label.isdigit() for label in labels)
     if digits_only or ":" in stripped or not all(_LABEL.match(label) for label in labels) or len(name) > 253:
-        near = nearest(stripped, ("any", "me"))
+        near = nearest(stripped, _ADDRESS_WORDS)
         raise TextError(
             f"{quoted(text)} is not an address",
-            f'did you mean "{near}"?' if near else "any, me, a host, net/len, first-last, or a DNS name",
+            f'did you mean "{near}"?'
+            if near
+            else "any, me, dns, dhcp, wins, gateway, a host, net/len, first-last, or a DNS name",
         )
-    if len(labels) == 1 and not stripped.endswith(".") and (near := nearest(stripped, ("any", "me"))):
+    if len(labels) == 1 and not stripped.endswith(".") and (near := nearest(stripped, _ADDRESS_WORDS)):
         raise TextError(
             f"{quoted(text)} is not an address", f'did you mean "{near}"? For a host of that name write "{name}."'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -14,6 +15,7 @@ from policy.model import ConnectionType, Rule, Where
 from policy.order import sort_key
 from policy.overlaps import MAX_COMPARED
 from policy.pad import Identity
+from policy.path import IpAddress
 from policy.selectors import ANY_PORT, AddressRange, PortRange, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Mode, Snapshot, SpdEntry
 from tests.support.policies import KEY, SITE_TO_SITE, changed, compiled, load_text, policy_text, warnings_of
@@ -373,6 +375,47 @@ def test_a_tunnel_without_an_address_is_closed() -> None:
     assert turned.pad.peers[0].address == ip_address("10.9.0.2")
     moved = compiled(text, *OWN, names={"gw-b.example": ["10.9.0.3"]}, previous=turned)
     assert moved.pad.peers[0].address == ip_address("10.9.0.3")
+
+
+SERVERS = {
+    "dns": [
+        ip_address("10.1.0.53"),
+        ip_address("2001:db8::53"),
+        ip_address("127.0.0.53"),
+        ip_address("10.1.0.53"),
+    ],
+    "gateway": [ip_address("10.1.0.1")],
+}
+
+
+def compiled_with_servers(text: str, servers: Mapping[str, Sequence[IpAddress]]) -> Snapshot:
+    return compile_policy(
+        load_text(text).configuration.policies[0],
+        generation=1,
+        local_addresses=[ip_address("10.1.0.1"), ip_address("2001:db8::1")],
+        servers=servers,
+    )
+
+
+@pytest.mark.parametrize("filter_", ['source = "me", destination = "dns"', 'source = "dns", destination = "me"'])
+def test_servers_that_this_host_was_told_of(filter_: str) -> None:
+    """Each address once; a stub on loopback and this host itself are no servers of this host."""
+    text = policy_text(("R", "Drop", f'{filter_}, protocol = "udp"'))
+    assert rows(compiled_with_servers(text, SERVERS)) == [
+        ("2001:db8::1[17]", "2001:db8::53[17]", "both"),
+        ("10.1.0.1[17]", "10.1.0.53[17]", "both"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("dns", "DNS server"), ("dhcp", "DHCP server"), ("wins", "WINS server"), ("gateway", "default gateway")],
+)
+def test_servers_that_nobody_told_of(word: str, name: str) -> None:
+    text = policy_text(("R", "Drop", f'source = "me", destination = "{word}"'))
+    snapshot = compiled_with_servers(text, {"gateway": SERVERS["gateway"]})
+    assert snapshot.spd.entries == ()
+    assert f'rule "R": this host knows no {name} now (its filters for it match nothing)' in snapshot.warnings[0]
 
 
 def test_settings_of_the_action_reach_the_entry() -> None:

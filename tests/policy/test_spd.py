@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policy.model import ConnectionType
 from policy.selectors import ANY_PORT, OPAQUE_PORT, AddressRange, Flow, PortRange, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Spd, SpdEntry
 
@@ -38,7 +39,15 @@ def entries(draw: st.DrawFn) -> SpdEntry:
         outbound=outbound,
         inbound=inbound,
         disposition=draw(st.sampled_from(Disposition)),
+        interfaces=draw(st.sampled_from(ConnectionType)),
     )
+
+
+def decides(entry: SpdEntry, interface: ConnectionType) -> bool:
+    """ALL is a packet whose interface nobody knows any more: what one kind permits or blocks was done before."""
+    if entry.interfaces in (ConnectionType.ALL, interface):
+        return True
+    return interface is ConnectionType.ALL and entry.disposition is Disposition.PROTECT
 
 
 @st.composite
@@ -54,10 +63,13 @@ def flows(draw: st.DrawFn) -> Flow:
 def test_a_look_up_is_a_scan_in_order(rows: list[SpdEntry], packets: list[Flow]) -> None:
     spd = Spd(tuple(rows))
     for flow in packets:
-        outbound = next((e for e in rows if e.outbound and e.selectors.matches_outbound(flow)), None)
-        inbound = next((e for e in rows if e.inbound and e.selectors.matches_inbound(flow)), None)
-        assert spd.lookup_outbound(flow) is outbound
-        assert spd.lookup_inbound(flow) is inbound
+        for kind in ConnectionType:
+            known = [e for e in rows if decides(e, kind)]
+            outbound = next((e for e in known if e.outbound and e.selectors.matches_outbound(flow)), None)
+            inbound = next((e for e in known if e.inbound and e.selectors.matches_inbound(flow)), None)
+            assert spd.lookup_outbound(flow, kind) is outbound
+            assert spd.lookup_inbound(flow, kind) is inbound
+        assert spd.lookup_outbound(flow) is spd.lookup_outbound(flow, ConnectionType.ALL)
 
 
 FEW = [
@@ -71,7 +83,12 @@ def crowded(draw: st.DrawFn) -> SpdEntry:
     """Few shapes with many entries each, told apart by ports."""
     protocol, ports = draw(st.sampled_from([0, 6])), draw(PORTS)
     local, remote = (TrafficSelector(protocol, draw(st.sampled_from(FEW)), ANY_PORT) for _ in range(2))
-    return replace(draw(entries()), selectors=SelectorPair(local, replace(remote, ports=ports)), outbound=True)
+    return replace(
+        draw(entries()),
+        selectors=SelectorPair(local, replace(remote, ports=ports)),
+        outbound=True,
+        interfaces=ConnectionType.ALL,
+    )
 
 
 @settings(deadline=None, max_examples=150)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.clock import SECOND
-from policy.model import AddressSpec, DnsName, Special
+from policy.model import AddressSpec, DnsName, Server, Special
 from policy.problems import TextError
 from policy.selectors import AddressRange, PortRange
 from policy.texts import (
@@ -44,7 +44,11 @@ def span(first: str, last: str) -> AddressRange:
         ("fe80::1-fe80::ff", span("fe80::1", "fe80::ff")),
         ("db-1.example.com", DnsName("db-1.example.com")),
         ("DB.Example.", DnsName("db.example")),
-        ("gateway", DnsName("gateway")),
+        ("gateway", Server.GATEWAY),
+        ("DNS", Server.DNS),
+        ("dhcp", Server.DHCP),
+        ("wins", Server.WINS),
+        ("gateway.", DnsName("gateway")),
         ("an.", DnsName("an")),
         ("0.0.0.0/0", AddressRange.any(4)),
     ],
@@ -69,7 +73,10 @@ def test_addresses(text: str, spec: AddressSpec) -> None:
         ("host.256", "the last label of a DNS name is not a number"),
         ("anyy", '"anyy" is not an address (did you mean "any"? For a host of that name write "anyy.")'),
         ("mee", 'did you mean "me"?'),
-        ("", '"" is not an address (any, me, a host, net/len, first-last, or a DNS name)'),
+        (
+            "",
+            '"" is not an address (any, me, dns, dhcp, wins, gateway, a host, net/len, first-last, or a DNS name)',
+        ),
         ("a..b", '"a..b" is not an address'),
         ("-a.example", '"-a.example" is not an address'),
         ("fe80::1%eth0", "has a zone (a selector cannot name an interface: remove the % and after)"),
