@@ -1,13 +1,16 @@
 """A whole Linux kernel with XFRM as one process: Debian's user-mode-linux, inside a test's namespace.
 
 The guest's root is this machine's file system over hostfs, read-only; its shell reads commands from a pipe. It
-serves as the oracle for packets: the kernel of the machine itself may have no XFRM at all.
+serves as the oracle for packets and as the kernel under other IKE daemons: the kernel of the machine itself may
+have no XFRM at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -15,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 _MODULES = (
-    "drbg jitterentropy_rng hmac sha512_generic chacha_generic poly1305_generic ghash-generic ctr cbc gcm ccm "
+    "drbg jitterentropy_rng hmac md5 sha512_generic chacha_generic poly1305_generic ghash-generic ctr cbc gcm ccm "
     "authenc authencesn chacha20poly1305 seqiv echainiv cmac xcbc esp4 esp6 ah4 ah6 xfrm_user tunnel4 "
     "xfrm4_tunnel dummy"
 )
@@ -50,6 +53,11 @@ class UmlGuest:
         self._log = self._directory / "console"
         self._read = 0
         self._commands = 0
+
+    @property
+    def directory(self) -> Path:
+        """Files for the guest, which sees them under the same path. What it saw once may stay in its cache."""
+        return self._directory
 
     @staticmethod
     def missing() -> str | None:
@@ -95,8 +103,7 @@ class UmlGuest:
             if process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):  # a command that the guest never read
                     process.stdin.close()
-            # The guest's kernel threads are processes of their own; all of them hold its directory's name.
-            subprocess.run(["pkill", "-9", "-f", str(self._directory)], check=False)
+            _kill_session(process.pid)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def run(self, line: str, timeout: float = 30) -> str:
@@ -113,16 +120,39 @@ class UmlGuest:
         return output.split("-$?", 1)[-1].lstrip("\r\n")
 
     def _wait(self, marker: str, timeout: float) -> str:
+        """Return what the console says up to *marker*, and read on after its line the next time."""
         deadline = time.monotonic() + timeout
         while True:
-            text = self._log.read_bytes()[self._read :].decode(errors="replace")
-            position = text.find(marker)
-            if position >= 0 and "\n" in text[position:]:
-                end = text.index("\n", position) + 1
-                self._read += len(text[:end].encode())
-                return text[:position]
+            with self._log.open("rb") as console:
+                console.seek(self._read)
+                octets = console.read()
+            position = octets.find(marker.encode())
+            end = octets.find(b"\n", position) + 1 if position >= 0 else 0
+            if end:
+                self._read += end
+                return octets[:position].decode(errors="replace").replace("\r\n", "\n")
             if self._process is None or self._process.poll() is not None:
-                raise UmlError(f"the guest ended: {text[-2000:]}")
+                raise UmlError(f"the guest ended: {octets[-2000:].decode(errors='replace')}")
             if time.monotonic() > deadline:
-                raise UmlError(f"no {marker!r} from the guest in {timeout} s: {text[-2000:]}")
+                raise UmlError(
+                    f"no {marker!r} from the guest in {timeout} s: {octets[-2000:].decode(errors='replace')}"
+                )
             time.sleep(0.02)
+
+
+def _kill_session(session: int) -> None:
+    """Kill what is left of the guest: its processes are processes of this machine, all in the session it began."""
+    for _ in range(50):
+        left = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                # pid (name) state parent group session ...; the name may hold anything.
+                state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+                if int(its_session) == session and state not in "ZX":
+                    left.append(int(stat.parent.name))
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
