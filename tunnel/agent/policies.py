@@ -7,11 +7,12 @@ from pathlib import Path as FilePath
 
 from policy.compile import compile_policy
 from policy.defaults import BUILT_IN_POLICIES, authenticated
-from policy.model import Configuration, DnsName, Policy
+from policy.model import AddressSpec, Configuration, DnsName, Policy, Server
 from policy.path import IpAddress
 from policy.problems import ConfigError, quoted, suggestion
 from policy.spd import Snapshot
 from policy.store.files import load_file
+from tunnel.host import servers
 from tunnel.host.addresses import HostAddresses
 
 Names = Mapping[str, Sequence[IpAddress]]
@@ -73,14 +74,26 @@ class AssignedPolicy(Policies):
             local_networks=host.networks,
             resolve=lambda wanted: names.get(wanted, ()),
             previous=before,
+            servers=servers_of(policy),
         )
+
+
+def servers_of(policy: Policy | None) -> Mapping[str, Sequence[IpAddress]]:
+    """Return the servers that this host was told of, if *policy* names any by kind. Blocks for a moment then."""
+    if policy is None or not any(isinstance(side, Server) for side in _sides(policy)):
+        return {}
+    told = servers.current()
+    return {"dns": told.dns, "dhcp": told.dhcp, "wins": told.wins, "gateway": told.gateway}
 
 
 def _dns_names(policy: Policy) -> Iterable[str]:
     for rule in policy.rules:
         if isinstance(rule.tunnel_endpoint, DnsName):
             yield rule.tunnel_endpoint.name
+    yield from (side.name for side in _sides(policy) if isinstance(side, DnsName))
+
+
+def _sides(policy: Policy) -> Iterable[AddressSpec]:
+    for rule in policy.rules:
         for each in rule.filter_list.filters:
-            for side in (each.source, each.destination):
-                if isinstance(side, DnsName):
-                    yield side.name
+            yield from (each.source, each.destination)

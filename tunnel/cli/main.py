@@ -21,7 +21,7 @@ from policy.spd import Snapshot
 from policy.store.files import load_file
 from policy.texts import parse_flow
 from tunnel.agent.control import RequestError
-from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, Policies
+from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, Policies, servers_of
 from tunnel.cli import render
 from tunnel.cli.client import AgentError, call
 from tunnel.host import addresses, names
@@ -112,6 +112,7 @@ def _compile_all(configuration: Configuration) -> list[Snapshot]:
                 local_addresses=host.addresses,
                 local_networks=host.networks,
                 resolve=found.__getitem__,
+                servers=servers_of(policies.policy(name)),
             )
         )
     return compiled

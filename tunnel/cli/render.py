@@ -70,6 +70,10 @@ def order(rows: Sequence[OrderRow]) -> str:
         [str(r.number), r.action, r.direction, r.protocol, r.local, r.remote, r.rule, r.peer or "-", r.where]
         for r in rows
     ]
+    if any(row.interfaces != "all" for row in rows):
+        head.insert(-1, "Interfaces")
+        for row, cells in zip(rows, body, strict=True):
+            cells.insert(-1, row.interfaces)
     return "\n".join(columns(head, body))
 
 
