@@ -230,6 +230,9 @@ def _test(words: list[str]) -> tuple[Callable[[Packet], bool], list[str]]:
             return (lambda packet: packet.ports_shown and low <= (packet.flow.destination_port or 0) <= high), rest
         case ["ip", "frag-off", "&", "0x1fff", "!=", "0", *rest]:
             return (lambda packet: packet.flow.version == 4 and packet.later_fragment), rest
+        case ["frag", "nexthdr", protocols, *rest]:
+            carried = _protocols(protocols)
+            return (lambda packet: packet.flow.version == 6 and packet.flow.protocol in carried), rest
         case ["frag", "frag-off", "!=", "0", *rest]:
             return (lambda packet: packet.flow.version == 6 and packet.later_fragment), rest
         case ["fib", "daddr", "type", kinds, *rest]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tests.support.netns import Namespace, Network, wait_for
 
 #: Answers every connection with one line, and every datagram with itself.
-_SERVER = """
+SERVER_CODE = """
 import socket, sys, threading
 def opened(family, kind):
     s = socket.socket(family, kind)
@@ -47,7 +47,7 @@ for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
 threading.Event().wait()
 """
 #: Asks for octets over TCP, or sends a datagram and waits for it to come back; prints how many octets came.
-_CLIENT = """
+CLIENT_CODE = """
 import socket, sys
 kind, address = sys.argv[1:3]
 port, octets, wait = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
@@ -80,7 +80,7 @@ class Hosts:
     def serve(self, name: str, *ports: int) -> None:
         """Let *name* answer TCP connections and UDP datagrams on *ports*."""
         host = self.hosts[name]
-        self.servers.append(host.start(sys.executable, "-c", _SERVER, *map(str, ports)))
+        self.servers.append(host.start(sys.executable, "-c", SERVER_CODE, *map(str, ports)))
         wait_for(lambda: len(host.run("ss", "-Hltnu").stdout.splitlines()) >= 4 * len(ports), f"{name} listens")
 
 
@@ -88,7 +88,7 @@ def ask(
     host: Namespace, address: str, port: int, *, octets: int = 1000, kind: str = "tcp", wait: float = 5
 ) -> bool:
     """Whether *host* gets *octets* from the server at *address* and *port* within *wait* seconds of silence."""
-    words = (sys.executable, "-c", _CLIENT, kind, address, str(port), str(octets), str(wait))
+    words = (sys.executable, "-c", CLIENT_CODE, kind, address, str(port), str(octets), str(wait))
     done = host.run(*words, check=False, timeout=wait * 4 + 20)
     return done.returncode == 0 and done.stdout.strip() == str(octets)
 

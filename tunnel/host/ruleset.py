@@ -162,7 +162,8 @@ class _Table:
             "fib daddr type local meta l4proto { esp, ah } accept",
             # Later fragments of those: without the first, which is checked by its ports, they complete nothing.
             "fib daddr type local meta l4proto { udp, esp, ah } ip frag-off & 0x1fff != 0 accept",
-            "fib daddr type local meta l4proto { udp, esp, ah } frag frag-off != 0 accept",
+            # In IPv6 only the fragment header says so: AH counts as an extension header there.
+            "fib daddr type local frag nexthdr { udp, esp, ah } frag frag-off != 0 accept",
             _ND,
             _MLD,
             "fib daddr type { broadcast, multicast } goto cast_in",
