@@ -18,7 +18,8 @@ from policy.model import (
     Where,
 )
 from policy.problems import ConfigError, quoted
-from policy.proposals import ProtocolId
+from policy.proposals import Proposal, ProtocolId
+from policy.windows2003 import missing
 
 
 def unavailable(policy: Policy) -> tuple[ConfigError, ...]:
@@ -35,6 +36,7 @@ def unavailable(policy: Policy) -> tuple[ConfigError, ...]:
     for rule in policy.rules:
         if rule.active:
             found += _rule(rule)
+    found += _ciphers(policy.ike.proposals, policy.where, f"policy {quoted(policy.name)}: IKE")
     if policy.default_response:
         found += _authentication(policy.authentication, policy.where, "the default response rule")
     return tuple(dict.fromkeys(found))
@@ -44,7 +46,22 @@ def _rule(rule: Rule) -> list[ConfigError]:
     name = f"rule {quoted(rule.name)}"
     if rule.filter_action.kind is not ActionKind.NEGOTIATE:
         return []
-    return _fallback(rule, name) + _bare(rule, name) + _authentication(rule.authentication, rule.where, name)
+    action = rule.filter_action
+    proposals = [proposal for method in action.methods for proposal in method.protocols]
+    found = _ciphers(proposals, action.where, f"{name}: its filter action {quoted(action.name)}")
+    return (
+        found + _fallback(rule, name) + _bare(rule, name) + _authentication(rule.authentication, rule.where, name)
+    )
+
+
+def _ciphers(proposals: Sequence[Proposal], where: Where, name: str) -> list[ConfigError]:
+    """Return one line if any of *proposals* needs a cipher that cannot be computed here."""
+    for proposal in proposals:
+        cipher = missing(proposal)
+        if cipher is not None:
+            message = f"{name} offers {quoted(proposal.text)}, and {cipher.name} is not available in this version"
+            return [ConfigError(where, message, "write modern algorithms, or leave them out for the defaults")]
+    return []
 
 
 def _fallback(rule: Rule, name: str) -> list[ConfigError]:

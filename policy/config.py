@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
+from policy import windows2003
+from policy.advice import advice
 from policy.authentication import Sources, read_authentication
 from policy.availability import unavailable
 from policy.clock import SECOND
@@ -120,7 +122,10 @@ def parse(text: str, path: FilePath, sources: Sources) -> Loaded:
     if reader.errors:
         in_order = sorted(dict.fromkeys(reader.errors), key=lambda e: (e.where.line, e.where.column))
         raise ConfigErrors(in_order)
-    warnings = [*reader.warnings, *(warning for policy in configuration.policies for warning in lint(policy))]
+    warnings = [
+        *reader.warnings,
+        *(warning for policy in configuration.policies for warning in (*lint(policy), *advice(policy))),
+    ]
     for policy in configuration.policies:
         if policy.name != configuration.agent.assigned:
             warnings += unavailable(policy)
@@ -165,6 +170,8 @@ class _Builder:
         self._policies: dict[str, Policy | None] = {}
         #: The [agent] table's authentication, for whoever has none of its own.
         self._authentication: tuple[AuthenticationMethod, ...] = ()
+        #: Whether that was written, with mistakes: they are told once, not for each who would use it.
+        self._broken = False
 
     def build(self, data: dict[str, Any]) -> Configuration:
         reader = self._reader
@@ -182,6 +189,7 @@ class _Builder:
         agent_table = data.get("agent")
         if isinstance(agent_table, dict):
             self._authentication = self._methods(agent_table, ("agent",)) or ()
+            self._broken = "authentication" in agent_table and not self._authentication
         seen = {}
         for path, raw in reader.tables(data.get("policy"), ("policy",), "[[policy]]"):
             self._claim("policy", raw, path, seen, self._policies, self._policy(path, raw))
@@ -247,6 +255,8 @@ class _Builder:
             if policy is not None:
                 self._reader.errors += unavailable(policy)
         elif name in built_in:
+            if self._broken:
+                return
             if not self._authentication:
                 message = f"the built-in policy {quoted(name)} needs to know how hosts authenticate"
                 self._reader.error(where, message, _AGENT_AUTHENTICATION)
@@ -289,7 +299,15 @@ class _Builder:
         kind = ActionKind(table.action)
         negotiates = kind is ActionKind.NEGOTIATE
         if not negotiates:
-            for key in ("methods", "lifetime", "pfs", "inbound_clear", "fallback_clear", "encapsulation"):
+            for key in (
+                "methods",
+                "preset",
+                "lifetime",
+                "pfs",
+                "inbound_clear",
+                "fallback_clear",
+                "encapsulation",
+            ):
                 if raw.get(key):
                     hint = f'remove it, or write action = "negotiate" (this one is "{table.action}")'
                     reader.error(
@@ -298,11 +316,17 @@ class _Builder:
         if table.lifetime is not None and lifetime.time is not None and lifetime.time < 60 * SECOND:
             where = reader.at_value(*path, "lifetime", "time")
             reader.error(where, "a lifetime below a minute would do nothing but rekey", 'write at least "1m"')
+        methods, usual = DEFAULT_METHODS, Lifetime()
+        if table.preset is not None:
+            self._check_alone(path, "preset", "methods", table.methods)
+            methods, usual = windows2003.METHODS[table.preset], windows2003.LIFETIMES[table.preset]
         return FilterAction(
             name=table.name,
             kind=kind,
-            methods=(tuple(table.methods) if table.methods else DEFAULT_METHODS) if negotiates else (),
-            lifetime=Lifetime(lifetime.time or Lifetime().time, lifetime.bytes),
+            methods=(tuple(table.methods) if table.methods else methods) if negotiates else (),
+            lifetime=usual
+            if raw.get("lifetime") is None
+            else Lifetime(lifetime.time or usual.time, lifetime.bytes),
             pfs=table.pfs,
             inbound_clear=table.inbound_clear,
             fallback_clear=table.fallback_clear,
@@ -321,7 +345,13 @@ class _Builder:
         for rule_path, row in reader.tables(raw.get("rule"), (*path, "rule"), "[[policy.rule]]"):
             self._claim("rule", row, rule_path, seen, rules, self._rule(rule_path, row))
         methods = self._methods(raw, path) or self._authentication
-        if table is not None and table.default_response and not methods:
+        if (
+            table is not None
+            and table.default_response
+            and not methods
+            and not self._broken
+            and "authentication" not in raw
+        ):
             message = "the default response rule needs to know how hosts authenticate"
             reader.error(reader.at_value(*path, "default_response"), message, _POLICY_AUTHENTICATION)
         if table is None or key_exchange is None:
@@ -346,13 +376,23 @@ class _Builder:
             self._reader.error(
                 where, "a lifetime below a minute would do nothing but rekey", 'write at least "1m"'
             )
+        usual = DEFAULT_IKE_PROPOSALS
+        if table.preset is not None:
+            self._check_alone((*path, "ike"), "preset", "proposals", table.proposals)
+            usual = windows2003.IKE_PROPOSALS
         return KeyExchange(
             version=table.version,
-            proposals=tuple(table.proposals) if table.proposals else DEFAULT_IKE_PROPOSALS,
+            proposals=tuple(table.proposals) if table.proposals else usual,
             lifetime=Lifetime(table.lifetime or KeyExchange().lifetime.time),
             liveness=table.liveness,
             fragment_size=table.fragment_size,
         )
+
+    def _check_alone(self, path: KeyPath, key: str, other: str, value: object) -> None:
+        """Note that *key* and *other* say the same thing twice, if *other* is there too."""
+        if value is not None:
+            message = f"{quoted(key)} and {quoted(other)} are both there"
+            self._reader.error(self._reader.at_key(*path, key), message, "keep one of them")
 
     def _rule(self, path: KeyPath, raw: dict[str, Any]) -> Rule | None:
         reader = self._reader
@@ -363,7 +403,7 @@ class _Builder:
         methods = self._methods(raw, path)
         if raw.get("authentication") is None and negotiates:
             methods = self._authentication
-        if raw.get("authentication") is None and negotiates and not methods:
+        if raw.get("authentication") is None and negotiates and not methods and not self._broken:
             hint = 'add authentication = [{ method = "psk", secret_file = "..." }]'
             reader.error(reader.at_key(*path), "the rule negotiates and has no authentication", hint)
         table = reader.read(RuleTable, raw, path)

@@ -51,8 +51,8 @@ class Delta:
 
 def diff(old: Snapshot, new: Snapshot) -> Delta:
     """Return how *new* differs from *old*. Generation, warnings and places in files do not count."""
-    before = {entry.id: entry for entry in old.spd.entries}
-    after = {entry.id: entry for entry in new.spd.entries}
+    before = {entry.id: entry for entry in (*old.spd.entries, *old.response)}
+    after = {entry.id: entry for entry in (*new.spd.entries, *new.response)}
     peers_before = {peer.name: peer for peer in old.pad.peers}
     peers_after = {peer.name: peer for peer in new.pad.peers}
     return Delta(

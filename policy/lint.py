@@ -34,28 +34,42 @@ _Selector: TypeAlias = tuple[int, _Side, _Side]
 def conflicts(policy: Policy) -> list[ConfigError]:
     """Return the filters of active rules that select the same packets for different rules.
 
-    Order is by specificity alone, so nothing tells such filters apart and one of them could never match.
+    Order is by specificity alone, so nothing tells such filters apart and one of them could never match. A rule
+    for one kind of interface is narrower than one for all.
     """
     found: list[ConfigError] = []
-    first: dict[tuple[_Selector, bool], Rule] = {}
+    before: dict[tuple[_Selector, bool], list[Rule]] = {}
     for rule in policy.rules:
         if not rule.active:
             continue
         for entry in rule.filter_list.filters:
-            key = (_selector(entry), entry.mirrored)
-            earlier = first.setdefault(key, rule)
-            if earlier is rule or not _differ(earlier, rule):
-                continue
-            found.append(
-                ConfigError(
-                    rule.where,
-                    f"rules {quoted(earlier.name)} and {quoted(rule.name)} shadow each other: both have the "
-                    f"filter {filter_text(entry)}",
-                    "remove it from one of their filter lists, or make one narrower",
-                )
-            )
-            break
+            earlier_rules = before.setdefault((_selector(entry), entry.mirrored), [])
+            conflict = next(filter(None, (_conflict(earlier, rule, entry) for earlier in earlier_rules)), None)
+            earlier_rules.append(rule)
+            if conflict is not None:
+                found.append(conflict)
+                break
     return found
+
+
+def _conflict(earlier: Rule, rule: Rule, entry: Filter) -> ConfigError | None:
+    if earlier is rule or not _differ(earlier, rule):
+        return None
+    both = f"rules {quoted(earlier.name)} and {quoted(rule.name)}"
+    if earlier.connection_type is rule.connection_type:
+        return ConfigError(
+            rule.where,
+            f"{both} shadow each other: both have the filter {filter_text(entry)}",
+            "remove it from one of their filter lists, or make one narrower",
+        )
+    if earlier.filter_action.kind is rule.filter_action.kind is ActionKind.NEGOTIATE:
+        return ConfigError(
+            rule.where,
+            f"{both} protect the same packets differently: only their connection_type tells them apart "
+            f"({filter_text(entry)})",
+            "use the same filter_action, authentication and tunnel_endpoint in both",
+        )
+    return None
 
 
 def lint(policy: Policy) -> list[ConfigError]:
@@ -111,6 +125,8 @@ def _repeated(policy: Policy) -> list[ConfigError]:
         for entry in rule.filter_list.filters if rule.active else ():
             earlier = first.setdefault(_selector(entry), (rule, entry))
             if earlier[1] is entry and earlier[0] is rule:
+                continue
+            if earlier[0].connection_type is not rule.connection_type:
                 continue
             same_direction = earlier[1].mirrored == entry.mirrored
             if same_direction and earlier[0] is not rule and _differ(earlier[0], rule):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from policy.icmp import icmp_text, is_icmp
+from policy.model import ConnectionType
 from policy.selectors import AddressRange, PortRange
 from policy.spd import Disposition, Snapshot, SpdEntry
 from policy.texts import protocol_name
@@ -23,7 +24,8 @@ def sort_key(entry: SpdEntry) -> SortKey:
     2. Protocol: a named one before any.
     3. Ports: more sides with ports, then ports on the remote side, then the smaller local range, then the smaller
        remote range.
-    4. What Windows leaves open: block before negotiate before permit, then rule name, filter list name, and the
+    4. Interfaces: a rule for one kind of them before one for all.
+    5. What Windows leaves open: block before negotiate before permit, then rule name, filter list name, and the
        place of the filter in its list.
 
     So an entry whose packets are all another entry's too never comes after it. Windows documents the principle of
@@ -42,6 +44,7 @@ def sort_key(entry: SpdEntry) -> SortKey:
         remote.ports.is_any,
         _width(local.ports),
         _width(remote.ports),
+        entry.interfaces is ConnectionType.ALL,
         _ACTION_ORDER[entry.disposition],
         entry.rule,
         entry.filter_list,
@@ -72,8 +75,16 @@ class OrderRow:
 
 
 def effective_order(snapshot: Snapshot) -> tuple[OrderRow, ...]:
-    """Return the entries of *snapshot* in the order in which they match, numbered from 1."""
-    return tuple(_row(number, entry) for number, entry in enumerate(snapshot.spd.entries, 1))
+    """Return the entries of *snapshot* in the order in which they match, numbered from 1.
+
+    Last, with the direction "asked", what the default response rule grants to those who ask.
+    """
+    rows = [_row(number, entry) for number, entry in enumerate(snapshot.spd.entries, 1)]
+    asked = [
+        replace(_row(number, entry), direction="asked", peer="each host")
+        for number, entry in enumerate(snapshot.response, len(rows) + 1)
+    ]
+    return (*rows, *asked)
 
 
 def direction_text(entry: SpdEntry) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from policy.model import ConnectionType
 from policy.problems import ConfigError, quoted
 from policy.selectors import SelectorPair
 from policy.spd import Disposition, SpdEntry
@@ -17,9 +18,9 @@ _STRICTNESS = {Disposition.BYPASS: 0, Disposition.PROTECT: 1, Disposition.DISCAR
 
 def twins(entries: Sequence[SpdEntry]) -> Iterator[ConfigError]:
     """Yield entries that became equal only on this host; *entries* are in matching order, so the earlier wins."""
-    first: dict[SelectorPair, SpdEntry] = {}
+    first: dict[tuple[SelectorPair, ConnectionType], SpdEntry] = {}
     for entry in entries:
-        earlier = first.setdefault(entry.selectors, entry)
+        earlier = first.setdefault((entry.selectors, entry.interfaces), entry)
         if earlier is entry or _same_treatment(earlier, entry) or not _same_way(earlier, entry):
             continue
         yield ConfigError(
@@ -67,4 +68,6 @@ def _same_treatment(one: SpdEntry, other: SpdEntry) -> bool:
 
 
 def _same_way(one: SpdEntry, other: SpdEntry) -> bool:
+    if ConnectionType.ALL not in (one.interfaces, other.interfaces) and one.interfaces is not other.interfaces:
+        return False
     return (one.outbound and other.outbound) or (one.inbound and other.inbound)

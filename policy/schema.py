@@ -140,6 +140,7 @@ class IkeTable(Table):
     """ike = { ... } of a policy"""
 
     version: Literal[1, 2] = 2
+    preset: Literal["windows-2003"] | None = None
     proposals: list[Annotated[Proposal, _meaning(parse_ike_proposal)]] | None = Field(
         default=None, min_length=1, max_length=16
     )
@@ -204,6 +205,7 @@ class FilterActionTable(Table):
     name: Name
     description: str = ""
     action: Literal["permit", "block", "negotiate"]
+    preset: Literal["windows-2003", "windows-2003-request", "windows-2003-response"] | None = None
     methods: list[Annotated[SecurityMethod, _meaning(parse_method)]] | None = Field(
         default=None, min_length=1, max_length=16
     )

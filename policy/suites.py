@@ -29,9 +29,11 @@ from policy.proposals import (
 )
 
 
-def parse_ike_proposal(text: str) -> Proposal:
-    """Return the IKE SA proposal that *text* means. Raises TextError."""
-    words = _sort_words(text, text.split("-"))
+def parse_ike_proposal(text: str, *, historical: bool = False) -> Proposal:
+    """Return the IKE SA proposal that *text* means. Raises TextError. *historical*: words of Windows 2003 too."""
+    words = _sort_words(text, text.split("-"), historical=historical)
+    if Integ.AES_XCBC_96 in words.integ or any(t.id == Encr.NULL_AUTH_AES_GMAC for t in words.encr):
+        raise TextError(f"in {quoted(text)}: IKE does not use GMAC and XCBC here", 'write "sha256"')
     if words.esn:
         raise TextError(
             f"in {quoted(text)}: extended sequence numbers are for ESP and AH, not for IKE", "remove it"
@@ -51,9 +53,12 @@ def parse_ike_proposal(text: str) -> Proposal:
     )
 
 
-def parse_method(text: str) -> SecurityMethod:
-    """Return the security method that *text* means, outermost protocol first. Raises TextError."""
-    parts = tuple(_parse_protocol(text, part.strip()) for part in text.split("+"))
+def parse_method(text: str, *, historical: bool = False) -> SecurityMethod:
+    """Return the security method that *text* means, outermost protocol first. Raises TextError.
+
+    *historical*: words of Windows 2003 too.
+    """
+    parts = tuple(_parse_protocol(text, part.strip(), historical=historical) for part in text.split("+"))
     kinds = tuple(part.protocol for part in parts)
     if kinds not in ((ProtocolId.ESP,), (ProtocolId.AH,), (ProtocolId.AH, ProtocolId.ESP)):
         raise TextError(
@@ -132,11 +137,28 @@ _ENCRS: Mapping[str, Transform] = MappingProxyType(
         "aes256gcm16": _encr(Encr.AES_GCM_16, 256),
         "chacha20poly1305": _encr(Encr.CHACHA20_POLY1305),
         "null": _encr(Encr.NULL),
+        "aes128gmac": _encr(Encr.NULL_AUTH_AES_GMAC, 128),
+        "aes192gmac": _encr(Encr.NULL_AUTH_AES_GMAC, 192),
+        "aes256gmac": _encr(Encr.NULL_AUTH_AES_GMAC, 256),
     }
 )
 _INTEGS: Mapping[str, Integ] = MappingProxyType(
-    {"sha256": Integ.HMAC_SHA2_256_128, "sha384": Integ.HMAC_SHA2_384_192, "sha512": Integ.HMAC_SHA2_512_256}
+    {
+        "sha256": Integ.HMAC_SHA2_256_128,
+        "sha384": Integ.HMAC_SHA2_384_192,
+        "sha512": Integ.HMAC_SHA2_512_256,
+        "aesxcbc": Integ.AES_XCBC_96,
+    }
 )
+#: The same words in AH, where GMAC is an integrity algorithm (RFC 4543 section 4).
+_AH_GMACS: Mapping[str, Integ] = MappingProxyType(
+    {"aes128gmac": Integ.AES_128_GMAC, "aes192gmac": Integ.AES_192_GMAC, "aes256gmac": Integ.AES_256_GMAC}
+)
+#: What Windows 2003 offered. These words are for presets: nobody should come upon them by writing a config.
+_OLD_ENCRS: Mapping[str, Transform] = MappingProxyType({"des": _encr(Encr.DES), "3des": _encr(Encr.TRIPLE_DES)})
+_OLD_INTEGS: Mapping[str, Integ] = MappingProxyType({"md5": Integ.HMAC_MD5_96, "sha1": Integ.HMAC_SHA1_96})
+_OLD_PRFS: Mapping[str, Prf] = MappingProxyType({"prfmd5": Prf.HMAC_MD5, "prfsha1": Prf.HMAC_SHA1})
+_OLD_GROUPS: Mapping[str, Group] = MappingProxyType({"modp768": Group.MODP_768, "modp1024": Group.MODP_1024})
 _PRFS: Mapping[str, Prf] = MappingProxyType(
     {"prfsha256": Prf.HMAC_SHA2_256, "prfsha384": Prf.HMAC_SHA2_384, "prfsha512": Prf.HMAC_SHA2_512}
 )
@@ -158,6 +180,8 @@ _PRF_OF: Mapping[Integ, Prf] = MappingProxyType(
         Integ.HMAC_SHA2_256_128: Prf.HMAC_SHA2_256,
         Integ.HMAC_SHA2_384_192: Prf.HMAC_SHA2_384,
         Integ.HMAC_SHA2_512_256: Prf.HMAC_SHA2_512,
+        Integ.HMAC_MD5_96: Prf.HMAC_MD5,
+        Integ.HMAC_SHA1_96: Prf.HMAC_SHA1,
     }
 )
 #: Other spellings of the same words: strongSwan's, Libreswan's, OpenSSL's and the RFCs'.
@@ -213,7 +237,7 @@ _UNAVAILABLE: Mapping[str, str] = MappingProxyType(
                          ("ctr", "gcm8", "gcm12", "gcm64", "gcm96", "ccm8", "ccm12", "ccm16", "ccm64", "ccm96",
                           "ccm128")), "aes256gcm16"),
         **dict.fromkeys((f"camellia{bits}" for bits in (128, 192, 256)), "aes256"),
-        **dict.fromkeys(("aes128gmac", "aes192gmac", "aes256gmac", "aesxcbc", "aescmac"), "sha256"),
+        **dict.fromkeys(("aescmac",), "sha256"),
         **dict.fromkeys(("md5", "md5_128", "sha", "sha1", "sha1_160", "sha256_96", "sha2_256_96"), "sha256"),
         **dict.fromkeys(("prfmd5", "prfsha", "prfsha1", "prfaesxcbc", "prfaescmac"), "prfsha256"),
         **dict.fromkeys(("modp768", "modp1024", "modp1536", "dh1", "dh2", "dh5", "modp1024s160", "modp2048s224",
@@ -224,10 +248,12 @@ _UNAVAILABLE: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("x448", "curve448", "mlkem512", "mlkem768", "mlkem1024"), "x25519"),
     }
 )  # fmt: skip
-_ENCR_NAMES = {(transform.id, transform.key_bits): word for word, transform in _ENCRS.items()}
-_INTEG_NAMES = {int(value): word for word, value in _INTEGS.items()}
-_PRF_NAMES = {int(value): word for word, value in _PRFS.items()}
-_GROUP_NAMES = {int(value): word for word, value in _GROUPS.items()}
+_ENCR_NAMES = {(transform.id, transform.key_bits): word for word, transform in {**_ENCRS, **_OLD_ENCRS}.items()}
+_INTEG_NAMES = {int(value): word for word, value in {**_INTEGS, **_AH_GMACS, **_OLD_INTEGS}.items()}
+_PRF_NAMES = {int(value): word for word, value in {**_PRFS, **_OLD_PRFS}.items()}
+_GROUP_NAMES = {int(value): word for word, value in {**_GROUPS, **_OLD_GROUPS}.items()}
+#: Ciphers that no integrity algorithm stands beside.
+_COMBINED = AEAD | {Encr.NULL_AUTH_AES_GMAC}
 _T = TypeVar("_T")
 _K = TypeVar("_K")
 #: More words than one proposal could need: the payload has room for 255 transforms, ours for 64.
@@ -248,13 +274,17 @@ def _canonical(word: str) -> str:
     return _ALIASES.get(folded, folded)
 
 
-def _sort_words(text: str, words: list[str]) -> _Words:
+def _sort_words(text: str, words: list[str], *, historical: bool = False, ah: bool = False) -> _Words:
     if len(words) > _MAX_WORDS:
         raise TextError(f"{quoted(text)} has more than {_MAX_WORDS} words", "write several proposals")
     found = _Words()
     for written in words:
         word = _canonical(written)
-        if word in _ENCRS:
+        if historical and _append_old(text, word, found):
+            continue
+        if ah and word in _AH_GMACS:
+            _append(text, written, found.integ, _AH_GMACS[word])
+        elif word in _ENCRS:
             _append(text, written, found.encr, _ENCRS[word])
         elif word in _INTEGS:
             _append(text, written, found.integ, _INTEGS[word])
@@ -270,6 +300,19 @@ def _sort_words(text: str, words: list[str]) -> _Words:
     return found
 
 
+def _append_old(text: str, word: str, found: _Words) -> bool:
+    """Note a word of Windows 2003; return whether it is one."""
+    if word in _OLD_ENCRS:
+        _append(text, word, found.encr, _OLD_ENCRS[word])
+    elif word in _OLD_INTEGS:
+        _append(text, word, found.integ, _OLD_INTEGS[word])
+    elif word in _OLD_GROUPS:
+        _append(text, word, found.groups, _OLD_GROUPS[word])
+    else:
+        return False
+    return True
+
+
 def _append(text: str, word: str, values: list[_T], value: _T) -> None:
     if value in values:
         raise TextError(f"in {quoted(text)}: {quoted(word)} is there twice", "remove one of them")
@@ -280,7 +323,7 @@ def _check_ciphers(text: str, words: _Words, *, ike: bool) -> None:
     """Refuse what RFC 7296 section 3.3.3 and RFC 4303 section 3.2 call invalid or insecure combinations."""
     if not words.encr:
         raise TextError(f"{quoted(text)} has no cipher", 'add one, such as "aes256gcm16" or "aes256"')
-    aead = [transform.id in AEAD for transform in words.encr]
+    aead = [transform.id in _COMBINED for transform in words.encr]
     if any(aead) and not all(aead):
         raise TextError(f"{quoted(text)} mixes combined-mode ciphers with others", "write them as two proposals")
     null = any(transform.id == Encr.NULL for transform in words.encr)
@@ -299,7 +342,7 @@ def _check_ciphers(text: str, words: _Words, *, ike: bool) -> None:
         raise TextError(f"{quoted(text)}: encryption without integrity is refused", 'add "-sha256"')
 
 
-def _parse_protocol(text: str, part: str) -> Proposal:
+def _parse_protocol(text: str, part: str, *, historical: bool = False) -> Proposal:
     protocol, colon, rest = part.partition(":")
     kind = protocol.strip().lower()
     if not colon or kind not in ("esp", "ah"):
@@ -307,7 +350,7 @@ def _parse_protocol(text: str, part: str) -> Proposal:
             f"{quoted(text)} does not begin with a protocol",
             f'write {quoted(f"esp:{rest or part}")} or "ah:sha256"',
         )
-    words = _sort_words(text, rest.split("-"))
+    words = _sort_words(text, rest.split("-"), historical=historical, ah=kind == "ah")
     if words.groups:
         name = _GROUP_NAMES[words.groups[0]]
         raise TextError(

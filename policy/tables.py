@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from pathlib import Path as FilePath
 from types import MappingProxyType
@@ -144,7 +144,7 @@ class TableReader:
                 self.error(self.at_value(*place), f"{name} is not valid", str(detail["msg"]))
 
     def _explain_literal(self, model: type[schema.Table], key: str, place: KeyPath, value: object) -> None:
-        choices = [str(choice) for choice in typing.get_args(model.model_fields[key].annotation)]
+        choices = list(_choices(model.model_fields[key].annotation))
         known = f"one of: {', '.join(choices)}"
         if not isinstance(value, str):
             self.error(self.at_value(*place), f"{quoted(key)} cannot be {_shown(value)}", known)
@@ -155,6 +155,15 @@ class TableReader:
             f"{quoted(key)} cannot be {quoted(value)}",
             f'did you mean "{near}"? ({known})' if near else known,
         )
+
+
+def _choices(annotation: object) -> Iterator[str]:
+    """Yield the words of a Literal, which may be one side of a union with None."""
+    for part in typing.get_args(annotation):
+        if typing.get_args(part):
+            yield from _choices(part)
+        elif part is not type(None):
+            yield str(part)
 
 
 def type_name(value: object) -> str:

@@ -155,7 +155,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("version = 2,", "verson = 2,", '7:9: unknown key "verson" (did you mean "version"?)'),
     ("remote_id =", "remoteid =", 'unknown key "remoteid" (did you mean "remote_id"?)'),
     ("source =", '"sou rce" =', '22:1: unknown key "sou rce" (did you mean "source"?)'),
-    ("pfs =", "xyzzy =", '30:1: unknown key "xyzzy" ([[filter_action]] has: name, description, action, methods,'),
+    ("pfs =", "xyzzy =", '30:1: unknown key "xyzzy" ([[filter_action]] has: name, description, action, preset, me'),
     # missing keys
     ('name = "Require ESP"\n', "", '25:1: [[filter_action]] has no "name" (add name = ...)'),
     ('destination = "10.2.0.0/24"\n', "", '21:1: [[filter_list.filter]] has no "destination"'),

@@ -198,7 +198,7 @@ def test_suites_have_a_text() -> None:
     ("type_", "id_", "bits", "word"),
     [
         (TransformType.ENCR, 20, 256, "aes256gcm16"),
-        (TransformType.ENCR, 3, None, "encr-3"),
+        (TransformType.ENCR, 3, None, "3des"),
         (TransformType.PRF, 5, None, "prfsha256"),
         (TransformType.INTEG, 14, None, "sha512"),
         (TransformType.KE, 31, None, "x25519"),
