@@ -46,6 +46,9 @@ class ChildOffer:
         """*first*: in IKE_AUTH, without nonce and key exchange of its own (section 1.2)."""
         if entry.protection is None:
             raise LocalError(f"entry {entry.id} is not protected")
+        usable = [proposal for proposal in single_protocols(entry) if crosses(sa, proposal)]
+        if not usable:
+            raise LocalError(_nothing_to_offer(sa, entry))
         self.entry = entry
         self.protection = entry.protection
         self.spi_in = sa.core.new_child_spi()
@@ -54,9 +57,6 @@ class ChildOffer:
         groups = () if first or self.protection.pfs is None else (self.protection.pfs,)
         if groups:
             self.kex = generate(groups[0], sa.core.entropy)
-        usable = [proposal for proposal in single_protocols(entry) if crosses(sa, proposal)]
-        if not usable:
-            raise LocalError(_nothing_to_offer(sa, entry))
         proposals = [replace(proposal, groups=groups) for proposal in usable]
         self.wire = offer(proposals, self.spi_in.to_bytes(4, "big"))
         self.local, self.remote = offered_sides(entry, flow)

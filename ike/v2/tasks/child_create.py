@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ike.constants import ExchangeType, NotifyType
-from ike.errors import IkeError
+from ike.errors import IkeError, LocalError
 from ike.events import FailureKind
 from ike.v2 import reasons
 from ike.v2.child import install
@@ -37,7 +37,11 @@ class ChildCreate(Task):
             return None
         if not sa.core.demands.waits(self.entry):
             return None  # the peer made one meanwhile
-        self._offer = ChildOffer(sa, entry, self._flow, first=False)
+        try:
+            self._offer = ChildOffer(sa, entry, self._flow, first=False)
+        except LocalError as error:  # nothing to offer: AH where a NAT is, for one
+            sa.core.demands.refused(sa, self.entry, Failure(FailureKind.REFUSED, str(error)), now)
+            return None
         return self._offer.payloads()
 
     def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ike.constants import ExchangeType, NotifyType
-from ike.errors import ChildSaNotFound, IkeError, TemporaryFailure
+from ike.errors import ChildSaNotFound, IkeError, LocalError, TemporaryFailure
 from ike.events import FailureKind, Level
 from ike.timers import Timer
 from ike.v2 import child as children
@@ -48,7 +48,10 @@ class ChildRekey(Task):
         entry = sa.core.entry(self.old.entry)
         if self.old.number not in sa.children or self.old.state is not ChildState.LIVE or entry is None:
             return None
-        self._offer = ChildOffer(sa, entry, None, first=False)
+        try:
+            self._offer = ChildOffer(sa, entry, None, first=False)
+        except LocalError:  # a NAT came between, and AH cannot cross it: the hard lifetime ends the old one
+            return None
         spi = self.old.spi_in.to_bytes(4, "big")
         return [NotifyPayload(NotifyType.REKEY_SA, self.old.protocol, spi), *self._offer.payloads()]
 

@@ -168,7 +168,11 @@ class IkeInit(InitialTask):
                 sa.close(Failure(FailureKind.LOCAL, "the policy no longer has the entry it was for"), now)
                 return
             entry, flow = found
-        task = IkeAuth(sa, self._peer, entry, flow)
+        try:
+            task = IkeAuth(sa, self._peer, entry, flow)
+        except LocalError as error:  # nothing to offer: AH where a NAT is, for one
+            sa.close(Failure(FailureKind.REFUSED, str(error)), now)
+            return
         sa.request(task, task.build(sa, now), now)
 
 

@@ -66,10 +66,11 @@ def accounting(counters: Counters, host: Host) -> Iterator[str]:
 def delivery(world: World, receiver: Host, got: Delivery, packet: bytes) -> str | None:
     """Return what is wrong with the delivery of a probe to an application, or None."""
     probe = world.probes[got.number]
-    if not receiver.owns(probe.flow.destination):
-        return f"probe {got.number} for {probe.flow.destination} came out at {receiver.name}"
-    if got.flow != flow_of(probe.flow):
-        return f"probe {got.number} was sent as {flow_of(probe.flow)} and delivered as {got.flow}"
+    expected = world.translated(probe)
+    if not receiver.owns(expected.destination):
+        return f"probe {got.number} for {expected.destination} came out at {receiver.name}"
+    if got.flow != flow_of(expected):
+        return f"probe {got.number} was sent as {flow_of(expected)} and delivered as {got.flow}"
     if got.tunnelled:
         if probe.deliveries:
             return f"probe {got.number} was delivered twice"

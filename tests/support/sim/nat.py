@@ -32,7 +32,7 @@ class Nat:
         self.outside: Link | None = None
         self.refused = 0
         self._schedule = schedule
-        self._public = public
+        self.public = public
         self._next_port = 20000
         self._bindings: list[_Binding] = []
 
@@ -61,7 +61,7 @@ class Nat:
         binding = next((b for b in self._bindings if b.inside == packet.source), None)
         if binding is None:
             self._next_port += 1
-            outside = Endpoint(self._public, self._next_port)
+            outside = Endpoint(self.public, self._next_port)
             binding = _Binding(packet.source, outside, self._schedule.now, {})
             self._bindings.append(binding)
         binding.used = self._schedule.now

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
 from policy.clock import SECOND, Nanos, seconds
@@ -152,6 +152,17 @@ class World:
     def sender(self, flow: Traffic) -> Host:
         """Return the host that owns the source of *flow*."""
         return next(host for host in self.hosts.values() if host.owns(flow.source))
+
+    def translated(self, probe: Probe) -> Traffic:
+        """Return the traffic of *probe* as its receiver sees it: in transport mode NATs change its addresses."""
+        flow = probe.flow
+        for name, box in self.nats.items():
+            host = self.hosts[name]
+            if name == probe.sender and flow.source in host.addresses:
+                flow = replace(flow, source=box.public)
+            if flow.destination == box.public:
+                flow = replace(flow, destination=host.addresses[0])
+        return flow
 
     def arrived(self, number: int) -> bool:
         """Whether probe *number* was delivered."""
