@@ -7,4 +7,4 @@ from importlib.metadata import PackageNotFoundError, version
 try:
     VERSION = version("mirrorgate")
 except PackageNotFoundError:  # run from a source tree
-    VERSION = "0.1.0"
+    VERSION = "0.2.0"
