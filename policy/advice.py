@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from policy.lint import filter_text
-from policy.model import ActionKind, AddressSpec, Encapsulation, Filter, FilterAction, Policy, Rule, Special, Where
+from policy.model import ActionKind, AddressSpec, Filter, FilterAction, Policy, Rule, Special, Where
 from policy.path import IKE_PORT, NATT_PORT
 from policy.problems import ConfigError, quoted
 from policy.proposals import ProtocolId
@@ -63,16 +63,12 @@ def _action(rule: Rule) -> Iterator[ConfigError]:
 
 
 def _plain(action: FilterAction, name: str, where: Where) -> Iterator[ConfigError]:
-    """AH protects what everybody may read, and its integrity covers the addresses that NAT changes."""
+    """Where AH stands beside ESP, the peer may choose what everybody can read. Who offers AH alone wants that."""
     readable = [m for m in action.methods if all(part.protocol is ProtocolId.AH for part in m.protocols)]
-    if not readable or not action.where.line:
+    if not readable or len(readable) == len(action.methods) or not action.where.line:
         return
-    outcome = (
-        "everybody can read the packets" if len(readable) == len(action.methods) else "the peer may choose it"
-    )
-    message = f"{name} offers {quoted(readable[0].text)}, which does not encrypt: {outcome}"
-    nat = "" if action.encapsulation is Encapsulation.NONE else "; AH does not pass NAT either"
-    yield ConfigError(where, message, f'write "ah:...+esp:..." or "esp:..." to encrypt{nat}')
+    message = f"{name} offers {quoted(readable[0].text)}, which does not encrypt, and the peer may choose it"
+    yield ConfigError(where, message, "leave it out to have every packet encrypted; AH does not pass NAT either")
 
 
 def _exempt(rule: Rule, entry: Filter) -> Iterator[ConfigError]:

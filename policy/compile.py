@@ -27,7 +27,7 @@ from policy.overlaps import overlaps, twins
 from policy.path import IpAddress
 from policy.peers import PeerTable
 from policy.problems import CompileError, ConfigError, quoted
-from policy.selectors import AddressRange, SelectorPair, TrafficSelector
+from policy.selectors import ICMP, ICMPV6, AddressRange, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Mode, Protection, Snapshot, Spd, SpdEntry
 from policy.tunnels import join_halves
 
@@ -53,6 +53,8 @@ _SERVERS = {
     Server.WINS: "WINS server",
     Server.GATEWAY: "default gateway",
 }
+#: Protocols that run over one IP version only.
+_FAMILIES = {ICMP: 4, ICMPV6: 6}
 _NO_SERVERS: Mapping[str, Sequence[IpAddress]] = MappingProxyType({})
 _NO_SELECTORS = SelectorPair(TrafficSelector(0, AddressRange.any(4)), TrafficSelector(0, AddressRange.any(4)))
 
@@ -284,7 +286,8 @@ class _Compiler:
         joined = False
         for source in sources:
             for destination in destinations:
-                if source.addresses.version != destination.addresses.version:
+                version = source.addresses.version
+                if destination.addresses.version != version or _FAMILIES.get(entry.protocol, version) != version:
                     continue
                 joined = True
                 local_is_source = self._source_is_local(source, destination)

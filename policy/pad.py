@@ -69,6 +69,8 @@ class PeerEntry:
     #: Ids of the SPD entries whose selectors this peer may obtain (RFC 4301 section 4.4.3.3), in SPD order.
     entries: tuple[str, ...]
     hosts: tuple[AddressRange, ...] = ()
+    #: If it has *hosts*, those that each of the entries is for; empty: each for all of them.
+    reach: tuple[AddressRange, ...] = ()
     #: Whether it is known by the default response rule alone: never dialled.
     responds_only: bool = False
     where: Where = field(default=Where(), compare=False)
@@ -77,8 +79,15 @@ class PeerEntry:
         """Return the peer that this template stands for at *address*; None if it is none, or not there."""
         if not any(hosts.version == address.version and hosts.contains(int(address)) for hosts in self.hosts):
             return None
-        entries = tuple(f"{entry}@{address}" for entry in self.entries)
-        return replace(self, name=peer_at(self.name, address), address=address, entries=entries, hosts=())
+        number, version = int(address), address.version
+        found = self.entries
+        if self.reach:
+            reach = zip(self.entries, self.reach, strict=True)
+            found = tuple(e for e, r in reach if r.start <= number <= r.end and r.version == version)
+        entries = tuple(f"{entry}@{address}" for entry in found)
+        return replace(
+            self, name=peer_at(self.name, address), address=address, entries=entries, hosts=(), reach=()
+        )
 
 
 def peer_at(template: str, address: IpAddress) -> str:
@@ -91,14 +100,19 @@ class Pad:
     """All peers, ordered: those with an address before those without."""
 
     peers: tuple[PeerEntry, ...] = ()
+    _by_name: dict[str, PeerEntry] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _by_address: dict[IpAddress | None, list[PeerEntry]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def by_name(self, name: str) -> PeerEntry | None:
         """Return the peer called *name*, which may be a template's at one address."""
-        found = next((peer for peer in self.peers if peer.name == name), None)
+        self._index()
+        found = self._by_name.get(name)
         if found is not None:
             return found
         host, _, template = name.partition("=")
-        stands = next((peer for peer in self.peers if peer.hosts and peer.name == template), None)
+        stands = self._by_name.get(template)
         try:
             return None if stands is None else stands.at(ip_address(host))
         except ValueError:
@@ -109,8 +123,16 @@ class Pad:
 
         Those at it, then those that stand for it, then those at any address, the default response rule's last.
         """
-        exact = [peer for peer in self.peers if peer.address == address]
-        stands = [at for peer in self.peers if (at := peer.at(address)) is not None]
-        anywhere = [peer for peer in self.peers if peer.address is None and not peer.hosts]
-        named = exact + [peer for peer in stands if not peer.responds_only] + anywhere
+        self._index()
+        placeless = self._by_address.get(None, [])
+        stands = [at for peer in placeless if (at := peer.at(address)) is not None]
+        anywhere = [peer for peer in placeless if not peer.hosts]
+        named = self._by_address.get(address, []) + [peer for peer in stands if not peer.responds_only] + anywhere
         return tuple(named + [peer for peer in stands if peer.responds_only])
+
+    def _index(self) -> None:
+        if self._by_name:
+            return
+        for peer in self.peers:
+            self._by_name.setdefault(peer.name, peer)
+            self._by_address.setdefault(peer.address, []).append(peer)

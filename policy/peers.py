@@ -20,7 +20,8 @@ class _Peer:
     authentication: tuple[AuthenticationMethod, ...]
     rule: str
     where: Where = field(default=Where())
-    hosts: tuple[AddressRange, ...] = ()
+    #: In the order in which they came; the values mean nothing.
+    hosts: dict[AddressRange, None] = field(default_factory=dict)
     responds_only: bool = False
 
 
@@ -65,13 +66,12 @@ class PeerTable:
         if known is None:
             known = _Peer(None, remote_id, rule.authentication, rule.name, rule.where)
             self._peers[name] = known
-        if hosts not in known.hosts:
-            known.hosts = (*known.hosts, hosts)
+        known.hosts[hosts] = None
         return name
 
     def respond(self, name: str) -> None:
         """Add the peer of the default response rule."""
-        hosts = (AddressRange.any(4), AddressRange.any(6))
+        hosts = dict.fromkeys((AddressRange.any(4), AddressRange.any(6)))
         policy = self._policy
         self._peers[name] = _Peer(
             None, None, policy.authentication, name, policy.where, hosts=hosts, responds_only=True
@@ -91,10 +91,10 @@ class PeerTable:
 
     def pad(self, entries: Sequence[SpdEntry]) -> Pad:
         """Return the database; *entries* are in the order of the SPD."""
-        by_peer: dict[str, list[str]] = {name: [] for name in self._peers}
+        by_peer: dict[str, list[SpdEntry]] = {name: [] for name in self._peers}
         for entry in entries:
             if entry.protection is not None:
-                by_peer[entry.protection.peer].append(entry.id)
+                by_peer[entry.protection.peer].append(entry)
         local_id = Identity.parse(self._policy.local_id) if self._policy.local_id is not None else None
         peers = [
             PeerEntry(
@@ -104,8 +104,9 @@ class PeerTable:
                 remote_id=Identity.parse(peer.remote_id) if peer.remote_id is not None else None,
                 authentication=peer.authentication,
                 ike=self._policy.ike,
-                entries=tuple(by_peer[name]),
-                hosts=peer.hosts,
+                entries=tuple(entry.id for entry in by_peer[name]),
+                reach=tuple(entry.selectors.remote.addresses for entry in by_peer[name]) if peer.hosts else (),
+                hosts=tuple(peer.hosts),
                 responds_only=peer.responds_only,
                 where=peer.where,
             )
