@@ -114,6 +114,9 @@ class StrongSwanGuest:
     def load(self, conf: str) -> None:
         """Replace the configuration; SAs of the one before go without a word."""
         self.swanctl("--terminate --ike host --force --timeout 1", check=False)
+        # A child that is in both is not touched: its trap would be gone with the policies.
+        (self._directory / "swanctl.conf").write_text("")
+        self.swanctl("--load-conns")
         self.guest.run("ip xfrm state flush; ip xfrm policy flush; : > /run/charon.log")
         (self._directory / "swanctl.conf").write_text(conf)
         said = self.swanctl("--load-all --noprompt")
