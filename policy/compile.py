@@ -166,9 +166,11 @@ class _Compiler:
 
     def finish(self, generation: int) -> Snapshot:
         """Return the snapshot, or raise CompileError."""
+        self._unite_peers()
         if self._policy.default_response:
             self._peers.respond(DYNAMIC)
         self._errors += self._peers.errors
+        self._warnings += self._peers.warnings
         ids: set[str] = set()
         for entry in self._entries:
             if entry.id in ids:
@@ -196,6 +198,13 @@ class _Compiler:
             names=tuple(sorted(self._names.found.items())),
             warnings=tuple(dict.fromkeys(map(str, self._warnings))),
         )
+
+    def _unite_peers(self) -> None:
+        names = self._peers.unite()
+        for at, entry in enumerate(self._entries if names else ()):
+            if entry.protection is not None and entry.protection.peer in names:
+                peer = names[entry.protection.peer]
+                self._entries[at] = replace(entry, protection=replace(entry.protection, peer=peer))
 
     def _response(self) -> tuple[SpdEntry, ...]:
         """Return what the default response rule grants from, one entry an IP version."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from ipaddress import ip_address
+from itertools import zip_longest
 
 from policy.model import AuthenticationMethod, KeyExchange, Where
 from policy.path import IpAddress
@@ -69,7 +70,8 @@ class PeerEntry:
     #: Ids of the SPD entries whose selectors this peer may obtain (RFC 4301 section 4.4.3.3), in SPD order.
     entries: tuple[str, ...]
     hosts: tuple[AddressRange, ...] = ()
-    #: If it has *hosts*, those that each of the entries is for; empty: each for all of them.
+    #: If it has *hosts*, those that each of the entries is for; empty: each for all of them. What is for one host
+    #: is no template.
     reach: tuple[AddressRange, ...] = ()
     #: Whether it is known by the default response rule alone: never dialled.
     responds_only: bool = False
@@ -80,11 +82,11 @@ class PeerEntry:
         if not any(hosts.version == address.version and hosts.contains(int(address)) for hosts in self.hosts):
             return None
         number, version = int(address), address.version
-        found = self.entries
-        if self.reach:
-            reach = zip(self.entries, self.reach, strict=True)
-            found = tuple(e for e, r in reach if r.start <= number <= r.end and r.version == version)
-        entries = tuple(f"{entry}@{address}" for entry in found)
+        entries = tuple(
+            entry if reach is not None and reach.start == reach.end else f"{entry}@{address}"
+            for entry, reach in zip_longest(self.entries, self.reach)
+            if reach is None or (reach.start <= number <= reach.end and reach.version == version)
+        )
         return replace(
             self, name=peer_at(self.name, address), address=address, entries=entries, hosts=(), reach=()
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from policy.model import AuthenticationMethod, Policy, Rule, Where
-from policy.pad import Identity, Pad, PeerEntry
+from policy.pad import Identity, Pad, PeerEntry, peer_at
 from policy.path import IpAddress
 from policy.problems import ConfigError, quoted
 from policy.selectors import AddressRange
@@ -36,6 +38,7 @@ class PeerTable:
         self._policy = policy
         self._peers: dict[str, _Peer] = {}
         self.errors: list[ConfigError] = []
+        self.warnings: list[ConfigError] = []
 
     def name_for(self, rule: Rule, address: IpAddress | None) -> str:
         """Return the name of the peer that *rule* negotiates with at *address* (None: anywhere)."""
@@ -69,6 +72,37 @@ class PeerTable:
         known.hosts[hosts] = None
         return name
 
+    def unite(self) -> dict[str, str]:
+        """Let a host that rules name by its address be the one that other rules mean by "each host".
+
+        A host proves itself once, so it must be one peer: else it would get the entries of one of them only.
+        Returns the new names by the old ones. Where they authenticate differently, they stay apart: a warning.
+        """
+        names: dict[str, str] = {}
+        templates = [
+            (name, peer, _merged(peer.hosts))
+            for name, peer in self._peers.items()
+            if peer.hosts and not peer.responds_only
+        ]
+        for name, peer in list(self._peers.items()):
+            if peer.address is None:
+                continue
+            host = AddressRange.of(peer.address)
+            for template, other, spans in templates:
+                at = bisect_right(spans, (host.version, host.start), key=lambda s: (s.version, s.start)) - 1
+                if at < 0 or not spans[at].covers(host):
+                    continue
+                if (other.remote_id, other.authentication) == (peer.remote_id, peer.authentication):
+                    names[name] = peer_at(template, peer.address)
+                    del self._peers[name]
+                    break
+                message = (
+                    f"rules {quoted(peer.rule)} and {quoted(other.rule)} authenticate {peer.address} differently: "
+                    "it gets what the rule says whose identity and key it proves, and nothing of the other"
+                )
+                self.warnings.append(ConfigError(peer.where, message, "use the same authentication in both"))
+        return names
+
     def respond(self, name: str) -> None:
         """Add the peer of the default response rule."""
         hosts = dict.fromkeys((AddressRange.any(4), AddressRange.any(6)))
@@ -91,10 +125,15 @@ class PeerTable:
 
     def pad(self, entries: Sequence[SpdEntry]) -> Pad:
         """Return the database; *entries* are in the order of the SPD."""
-        by_peer: dict[str, list[SpdEntry]] = {name: [] for name in self._peers}
+        by_peer: dict[str, list[tuple[str, AddressRange]]] = {name: [] for name in self._peers}
         for entry in entries:
-            if entry.protection is not None:
-                by_peer[entry.protection.peer].append(entry)
+            if entry.protection is None:
+                continue
+            reach, name = entry.selectors.remote.addresses, entry.protection.peer
+            if name not in by_peer:  # one host of a template
+                host, _, name = name.partition("=")
+                reach = AddressRange.of(ip_address(host))
+            by_peer[name].append((entry.id, reach))
         local_id = Identity.parse(self._policy.local_id) if self._policy.local_id is not None else None
         peers = [
             PeerEntry(
@@ -104,8 +143,8 @@ class PeerTable:
                 remote_id=Identity.parse(peer.remote_id) if peer.remote_id is not None else None,
                 authentication=peer.authentication,
                 ike=self._policy.ike,
-                entries=tuple(entry.id for entry in by_peer[name]),
-                reach=tuple(entry.selectors.remote.addresses for entry in by_peer[name]) if peer.hosts else (),
+                entries=tuple(entry for entry, _ in by_peer[name]),
+                reach=tuple(reach for _, reach in by_peer[name]) if peer.hosts else (),
                 hosts=tuple(peer.hosts),
                 responds_only=peer.responds_only,
                 where=peer.where,
@@ -113,3 +152,15 @@ class PeerTable:
             for name, peer in self._peers.items()
         ]
         return Pad(tuple(sorted(peers, key=lambda peer: (peer.address is None, peer.name))))
+
+
+def _merged(ranges: Iterable[AddressRange]) -> list[AddressRange]:
+    """Return the same addresses as ranges in order that do not overlap."""
+    found: list[AddressRange] = []
+    for each in sorted(ranges):
+        last = found[-1] if found else None
+        if last is not None and last.version == each.version and each.start <= last.end:
+            found[-1] = AddressRange(last.version, last.start, max(last.end, each.end))
+        else:
+            found.append(each)
+    return found

@@ -50,6 +50,8 @@ def _meaning(parse: Callable[[Any], _T], *, text_only: bool = True) -> PlainVali
 def _name(text: str) -> str:
     if not text.strip():
         raise TextError("a name cannot be empty", "write the name that rules use")
+    if text == "<Dynamic>":
+        raise TextError(f"{quoted(text)} is the name of the default response rule", "choose another name")
     if not text.isprintable() or len(text) > 128:
         raise TextError(f"{quoted(text)} cannot be a name", "use up to 128 printable characters on one line")
     return text

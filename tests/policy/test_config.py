@@ -189,6 +189,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ('encapsulation = "auto"', "replay_window = 32", '33:17: "replay_window" is too small (the least value is 64)'),
     ('encapsulation = "auto"', "replay_window = 9000", '"replay_window" is too large (the greatest value is 8192)'),
     ('["esp:aes256gcm16", "esp:aes128-sha256"]', "[]", '28:11: "methods" is empty (name at least one, or leave'),
+    ('name = "LAN to LAN"', 'name = "<Dynamic>"', '12:8: name: "<Dynamic>" is the name of the default response rule ('),
     ('name = "LAN to LAN"', 'name = ""', "12:8: name: a name cannot be empty"),
     ('name = "LAN to LAN"', 'name = "a\\nb"', '12:8: name: "a\\nb" cannot be a name'),
     ('local_id = "gw-a.example"', 'local_id = "gw-ä.example"', 'local_id: "gw-ä.example" is not ASCII (write the "xn--" form'),

@@ -139,6 +139,54 @@ def test_rules_that_authenticate_alike_share_the_peer_of_each_host() -> None:
     assert all(snapshot.spd.entry(entry) is not None for entry in (*near.entries, *far.entries))
 
 
+BOTH = (
+    'source = "me", destination = "10.2.0.9", protocol = "tcp", destination_port = 443\n'
+    'source = "me", destination = "10.2.0.0/24"\n'
+    'source = "me", destination = "10.3.0.9"'
+)
+
+
+def test_a_host_that_is_named_and_meant_by_a_network_is_one_peer() -> None:
+    """It proves itself once, and may obtain the entries of both."""
+    snapshot = compiled(text_of(BOTH), "10.1.0.1")
+    assert [peer.name for peer in snapshot.pad.peers] == ["10.3.0.9", "each host"]
+    host, _, template = snapshot.spd.entries
+    assert [str(e.selectors.remote) for e in (host, template)] == ["10.2.0.9:443[6]", "10.2.0.0/24"]
+    (peer,) = snapshot.pad.candidates(ip_address("10.2.0.9"))
+    assert host.protection is not None
+    assert host.protection.peer == peer.name == "10.2.0.9=each host"
+    assert peer.entries == (host.id, f"{template.id}@10.2.0.9")
+    assert all(snapshot.spd.entry(entry) is not None for entry in peer.entries)
+    assert snapshot.pad.by_name(peer.name) == peer
+    (near,) = snapshot.pad.candidates(ip_address("10.2.0.8"))
+    assert near.entries == (f"{template.id}@10.2.0.8",)
+
+
+def test_a_gateway_that_is_also_one_of_each_host_is_one_peer() -> None:
+    text = policy_text(
+        ("T", "10.2.0.9", 'source = "10.1.0.0/24", destination = "10.7.0.0/24"'),
+        ("H", "Drop", 'source = "me", destination = "10.2.0.0/24"'),
+    )
+    rule = f'authentication = [{{ method = "psk", secret = "{KEY}" }}]\n'
+    text = text.replace('filter_action = "Drop"\n', f'filter_action = "Protect"\n{rule}', 1)
+    snapshot = compiled(text, "10.1.0.1")
+    (peer,) = snapshot.pad.candidates(ip_address("10.2.0.9"))
+    assert peer.entries == ("H/H list/1/10.1.0.1@10.2.0.9", "T/T list/1")
+    assert snapshot.warnings == ()
+
+
+def test_a_host_that_authenticates_in_two_ways_is_told() -> None:
+    text = text_of('source = "me", destination = "10.2.0.0/24"')
+    own = (
+        '[[policy.rule]]\nname = "Own"\nfilter_list = "Own list"\nfilter_action = "Protect"\n'
+        f'authentication = [{{ method = "psk", secret = "{KEY}", remote_id = "db" }}]\n[[filter_list]]\nname = "Own list"\n'
+        'filter = [{ source = "me", destination = "10.2.0.9" }]\n[[filter_list]]'
+    )
+    snapshot = compiled(text.replace("[[filter_list]]", own, 1), "10.1.0.1")
+    assert [peer.name for peer in snapshot.pad.peers] == ["10.2.0.9#db", "each host"]
+    assert 'rules "Own" and "A@B" authenticate 10.2.0.9 differently: it gets what the' in snapshot.warnings[0]
+
+
 @pytest.mark.parametrize(
     ("action", "outbound", "inbound"),
     [
