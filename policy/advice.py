@@ -8,8 +8,9 @@ from policy.lint import filter_text
 from policy.model import ActionKind, AddressSpec, Filter, FilterAction, Policy, Rule, Special, Where
 from policy.path import IKE_PORT, NATT_PORT
 from policy.problems import ConfigError, quoted
-from policy.proposals import ProtocolId
+from policy.proposals import Encr
 from policy.selectors import ICMP, ICMPV6, AddressRange, PortRange
+from policy.suites import hides
 from policy.windows2003 import is_weak
 
 _ESP, _AH, _UDP = 50, 51, 17
@@ -64,7 +65,14 @@ def _action(rule: Rule) -> Iterator[ConfigError]:
 
 def _plain(action: FilterAction, name: str, where: Where) -> Iterator[ConfigError]:
     """Where AH stands beside ESP, the peer may choose what everybody can read. Who offers AH alone wants that."""
-    readable = [m for m in action.methods if all(part.protocol is ProtocolId.AH for part in m.protocols)]
+    readable = [method for method in action.methods if not hides(method)]
+    gmac = [m for m in readable if any(t.id == Encr.NULL_AUTH_AES_GMAC for part in m.protocols for t in part.encr)]
+    if gmac:
+        message = (
+            f"{name} offers {quoted(gmac[0].text)}, which does not encrypt: GMAC is GCM without its encryption"
+        )
+        yield ConfigError(where, message, "write aes256gcm16 to encrypt")
+        return
     if not readable or len(readable) == len(action.methods) or not action.where.line:
         return
     message = f"{name} offers {quoted(readable[0].text)}, which does not encrypt, and the peer may choose it"

@@ -8,9 +8,9 @@ from enum import Enum
 from policy.icmp import icmp_text, is_icmp
 from policy.model import ConnectionType, Where
 from policy.order import direction_text
-from policy.proposals import ProtocolId
 from policy.selectors import AddressRange, Flow, PortRange, TrafficSelector
 from policy.spd import Disposition, Mode, Protection, Snapshot, SpdEntry
+from policy.suites import hides
 from policy.texts import protocol_name
 
 #: How many candidates are shown beside the entry that decides.
@@ -146,8 +146,8 @@ def _how(protection: Protection, flow: Flow, *, outbound: bool) -> str:
         said = f"sends it through {where}" if protection.mode is Mode.TUNNEL else between
         if protection.fallback_clear:
             said += "; in clear only while that host does not answer at all (fallback_clear)"
-        if all(part.protocol is ProtocolId.AH for method in protection.methods for part in method.protocols):
-            said += "; AH lets everybody read it"
+        if not any(map(hides, protection.methods)):
+            said += "; its methods let everybody read it"
         return said
     said = (
         f"accepts it from {where} only"

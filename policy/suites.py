@@ -68,6 +68,12 @@ def parse_method(text: str, *, historical: bool = False) -> SecurityMethod:
     return SecurityMethod(parts, text)
 
 
+def hides(method: SecurityMethod) -> bool:
+    """Whether *method* encrypts, whichever of its ciphers is chosen."""
+    ciphers = [transform.id for part in method.protocols for transform in part.encr]
+    return bool(ciphers) and Encr.NULL not in ciphers and Encr.NULL_AUTH_AES_GMAC not in ciphers
+
+
 def parse_group(text: str) -> Group:
     """Return the key exchange group that *text* names. Raises TextError."""
     word = _canonical(text)

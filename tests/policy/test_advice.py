@@ -57,6 +57,16 @@ def test_nothing_is_told_of_a_policy_in_order() -> None:
             'a.toml:15:1: filter action "A" offers "ah:sha256", which does not encrypt, and the peer may choose it (',
         ),
         (
+            "inbound_clear = true",
+            'methods = ["esp:aes128gmac"]',
+            'filter action "A" offers "esp:aes128gmac", which does not encrypt: GMAC is GCM without its encryption (',
+        ),
+        (
+            "inbound_clear = true",
+            'methods = ["esp:aes256gcm16", "esp:null-sha256"]',
+            'filter action "A" offers "esp:null-sha256", which does not encrypt, and the peer may choose it (',
+        ),
+        (
             '[[filter_list]]',
             PERMIT,
             'a.toml:11:1: rule "I" permits ICMP, so ping goes in clear and proves nothing about IPsec here (test with',

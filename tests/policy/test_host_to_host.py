@@ -215,7 +215,7 @@ def test_explanations(action: str, outbound: str, inbound: str) -> None:
 def test_ah_is_told_to_be_readable() -> None:
     text = text_of('source = "me", destination = "any"').replace('"esp:aes256gcm16"', '"ah:sha256"')
     flow = Flow(4, 6, int(ip_address("10.1.0.1")), int(ip_address("10.2.0.9")), 1, 2)
-    assert explain(compiled(text, "10.1.0.1"), flow).why.endswith("; AH lets everybody read it")
+    assert explain(compiled(text, "10.1.0.1"), flow).why.endswith("; its methods let everybody read it")
 
 
 def test_the_default_response_rule_is_told_of_and_compared() -> None:
