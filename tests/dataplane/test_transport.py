@@ -81,7 +81,7 @@ def test_transport_mode_gives_back_what_it_took(suite: Suite, port: int) -> None
     echo = ip4(1, b"\x08\0\xf7\xff\0\0\0\0", identification=known["identification"])
     sent = [udp4(b"hello", **known), tcp4(b"x" * 1300, ip=known), echo]
     assert through(pair_of(suite, 4, port), *sent) == sent
-    sent = [udp6(b"hello"), tcp6(b"x" * 1300), ip6(58, bytes(8))]
+    sent = [udp6(b"hello"), tcp6(b"x" * 1300), ip6(58, b"\x80" + bytes(7))]
     assert through(pair_of(suite, 6, port), *sent) == sent
 
 

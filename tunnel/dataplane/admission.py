@@ -12,10 +12,12 @@ from policy.spd import Disposition, Mode, Snapshot, Spd
 from tunnel.dataplane.coalesce import Coalescer
 from tunnel.dataplane.contract import DropReason
 from tunnel.dataplane.ecn import decapsulate
+from tunnel.dataplane.embedded import concerns, quoted_flow
 from tunnel.dataplane.esp import DUMMY, NEXT_HEADER, trailers_of
 from tunnel.dataplane.flow import FlowError, Parsed, parse
 from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.lookup import find_inbound
+from tunnel.dataplane.mss import clamped
 from tunnel.dataplane.restore import with_checksum
 from tunnel.dataplane.sad import MAX_ALLOWED_FLOWS, InboundSa, Sad
 
@@ -53,10 +55,10 @@ class Admission:
             parsed = parse(packet)
         except FlowError:
             return DropReason.INNER_MALFORMED
-        refused = self._known_or_refused(sa, parsed)
+        refused = self._known_or_refused(sa, parsed, packet)
         if refused is not None:
             return refused
-        packet = packet[: parsed.length]
+        packet = self._clamped(sa, packet[: parsed.length], parsed)
         if outer_ecn & 1:
             marked = decapsulate(packet, outer_ecn)
             if marked is None:
@@ -84,9 +86,10 @@ class Admission:
             if parsed.fragment:  # RFC 4303 section 3.3.4: nobody applies transport mode to a fragment
                 return DropReason.INNER_MALFORMED
             length = parsed.length
-            refused = self._known_or_refused(sa, parsed, key)
+            refused = self._known_or_refused(sa, parsed, packet, key)
             if refused is not None:
                 return refused
+            packet = self._clamped(sa, packet, parsed)
             if nat:
                 if not self._is_its_own(parsed, packet, sa.path.remote, now):
                     return DropReason.NAT_CLASH
@@ -113,18 +116,19 @@ class Admission:
         if room < 20 or plain[0] >> 4 != _VERSION[next_header]:
             return DropReason.INNER_MALFORMED
         key, length = _quick(plain, room)
+        packet = plain[:length]
         if not key or key not in sa.allowed:
             try:
                 parsed = parse(plain[:room])
             except FlowError:
                 return DropReason.INNER_MALFORMED
             length = parsed.length
-            refused = self._known_or_refused(sa, parsed, key)
+            refused = self._known_or_refused(sa, parsed, plain, key)
             if refused is not None:
                 return refused
+            packet = self._clamped(sa, plain[:length], parsed)
         if not sa.serves:
             return DropReason.SELECTOR_MISMATCH
-        packet = plain[:length]
         if outer_ecn & 1:  # ECT(1) or CE: all else leaves the inner field alone
             marked = decapsulate(packet, outer_ecn)
             if marked is None:
@@ -134,8 +138,13 @@ class Admission:
         self._ledger.inbound_out += 1
         return None
 
-    def _known_or_refused(self, sa: InboundSa, parsed: Parsed, quick: bytes = b"") -> DropReason | None:
+    def _known_or_refused(
+        self, sa: InboundSa, parsed: Parsed, packet: bytes, quick: bytes = b""
+    ) -> DropReason | None:
         """Return why a flow may not come in through *sa*; remember one that may, under its *quick* key if any."""
+        if parsed.icmp_error and not parsed.fragment:  # each is about another packet
+            refused = self._refused_error(sa, parsed, packet)
+            return refused if sa.serves or refused is not None else DropReason.SELECTOR_MISMATCH
         key = quick or (parsed.flow, parsed.fragment)
         if key in sa.allowed:
             return None if sa.serves else DropReason.SELECTOR_MISMATCH
@@ -171,6 +180,25 @@ class Admission:
         if own is None or own.protection is None or own.protection.peer != entry.protection.peer:
             return DropReason.SELECTOR_MISMATCH
         return None
+
+    def _refused_error(self, sa: InboundSa, parsed: Parsed, packet: bytes) -> DropReason | None:
+        """RFC 4301 section 6.2: an error must be about a packet that went out over the pair of *sa*.
+
+        Then it may come from any router behind the other end, and needs no filter of its own.
+        """
+        quoted = quoted_flow(packet, parsed)
+        if quoted is None or not concerns(quoted, parsed):
+            return DropReason.ICMP_MISMATCH
+        if any(pair.matches_outbound(quoted) for pair in sa.params.selectors):
+            return None
+        return DropReason.ICMP_MISMATCH
+
+    def _clamped(self, sa: InboundSa, packet: bytes, parsed: Parsed) -> bytes:
+        """Let the answer to a SYN fit the SA that it goes out on."""
+        if parsed.flow.protocol != TCP or parsed.fragment:
+            return packet
+        twin = next(iter(self._sad.outbound_of(sa.params.child)), None)
+        return packet if twin is None else clamped(packet, parsed.transport, twin.capacity) or packet
 
     def _is_its_own(self, parsed: Parsed, packet: bytes, remote: Endpoint, now: Nanos) -> bool:
         """Whether the peer at *remote* may speak in a flow, which others behind its NAT may have begun."""

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from policy.clock import SECOND, Nanos
 from policy.path import RAW_PORT, Endpoint, Path
+from policy.selectors import TCP
 from policy.spd import Disposition, Mode, Snapshot, SpdEntry
 from tunnel.dataplane import esp, whole
 from tunnel.dataplane.contract import Acquire, Buffer, DropReason, Expire, Transmit, TunFrame, WriteTun
@@ -22,6 +23,7 @@ from tunnel.dataplane.hold import Held, Hold, HoldLimits
 from tunnel.dataplane.icmp import MIN_IPV6_MTU, fragments, packet_too_big
 from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.lookup import find_outbound, may_match
+from tunnel.dataplane.mss import clamped
 from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
 from tunnel.dataplane.sad import OutboundSa, Sad
 from tunnel.dataplane.transmit import Transmissions
@@ -276,6 +278,9 @@ class Outbound:
 
     def _seal(self, sa: OutboundSa, frame: Frame, parts: list[Segment], df: bool, now: Nanos) -> None:
         """Seal the parts of a frame within the SA's limits."""
+        if frame.protocol == TCP and not frame.gso_size and len(parts) == 1:
+            made = clamped(bytes(parts[0][1]), frame.transport, sa.capacity) if _is_syn(frame) else None
+            parts = parts if made is None else [(b"", made)]
         total, count = len(parts), frame.count
         octets = frame.length + (count - 1) * frame.header
         reason = None
@@ -368,3 +373,8 @@ def _needs_whole(entry: SpdEntry) -> bool:
     local, remote = entry.selectors.local, entry.selectors.remote
     transport = entry.protection is not None and entry.protection.mode is Mode.TRANSPORT
     return entry.outbound and (transport or not (local.ports.is_any and remote.ports.is_any))
+
+
+def _is_syn(frame: Frame) -> bool:
+    at = frame.transport + 13
+    return at < frame.length and bool(frame.packet[at] & 2)
