@@ -21,9 +21,10 @@ from scapy.layers.inet6 import IPv6
 
 from tests.support.agent_process import Agent, Directory
 from tests.support.capture import Capture
+from tests.support.guest_net import GUEST, GUEST6
 from tests.support.host_net import CLIENT_CODE, Hosts, ask
 from tests.support.netns import Namespace, Pinging, wait_for
-from tests.support.strongswan_guest import GUEST, GUEST6, Child, StrongSwanGuest, connection, guest_host
+from tests.support.strongswan_guest import Child, StrongSwanGuest, connection, guest_host
 from tests.support.uml import UmlGuest
 
 pytestmark = pytest.mark.usefixtures("strongswan_there")

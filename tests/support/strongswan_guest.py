@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.host_net import SERVER_CODE, Hosts, hosts
+from tests.support.guest_net import GUEST, dropped, linux_host
+from tests.support.host_net import Hosts
 from tests.support.uml import UmlGuest
 
-GUEST, GUEST6 = "10.9.0.2", "fd00:9::2"
 _URI = "unix:///run/vici"
 _DAEMON = """\
 charon-systemd {
@@ -144,32 +142,16 @@ class StrongSwanGuest:
 
     def dropped(self) -> dict[str, int]:
         """Return what the guest's kernel dropped, by its own names, zeros left out."""
-        rows = (line.split() for line in self.guest.run("cat /proc/net/xfrm_stat").splitlines())
-        return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit() and int(row[1])}
+        return dropped(self.guest)
 
 
 @contextlib.contextmanager
 def guest_host(*names: str) -> Iterator[tuple[Hosts, StrongSwanGuest]]:
     """Hosts *names* (the first is 10.9.0.1, the others from 10.9.0.3 on) and the guest 10.9.0.2 on one bridge."""
-    with hosts(names[0], "absent", *names[1:]) as built:
-        built["absent"].ip("link", "del", "eth0")
-        built.link.batch(["tuntap add tap0 mode tap", "link set tap0 master wan", "link set tap0 up"])
-        with UmlGuest(built.link.name, "tap0") as guest:
-            guest.run(f"ip addr add {GUEST}/24 dev vec0; ip addr add {GUEST6}/64 dev vec0 nodad")
-            guest.run(f"cat > /run/server.py <<'EOF'\n{SERVER_CODE}\nEOF")
-            guest.run(f"{sys.executable} /run/server.py 80 22 >/run/server.out 2>&1 &")
-            peer = StrongSwanGuest(guest)
-            try:
-                peer.start()
-                _wait_listening(guest)
-                yield built, peer
-            finally:
-                peer.close()
-
-
-def _wait_listening(guest: UmlGuest) -> None:
-    deadline = time.monotonic() + 20
-    while guest.run("ss -Hltn | wc -l").strip() < "4":
-        if time.monotonic() > deadline:
-            raise AssertionError(guest.run("cat /run/server.out; ss -ltn"))
-        time.sleep(0.1)
+    with linux_host(*names) as (built, guest):
+        peer = StrongSwanGuest(guest)
+        try:
+            peer.start()
+            yield built, peer
+        finally:
+            peer.close()
