@@ -183,6 +183,8 @@ class NotifyType(IntEnum):
     USE_AGGFRAG = 16442  # RFC 9347
     SUPPORTED_AUTH_METHODS = 16443  # RFC 9593
     SA_RESOURCE_INFO = 16444  # RFC 9611
+    # Private use, 40960 and up: between peers with our vendor ID alone.
+    MIRRORGATE_BUNDLE = 51410  # RFC 7296 section 3.10.1, private use: ike.v2.bundle
 
 
 class AuthMethod(IntEnum):

@@ -15,7 +15,7 @@ from ike.names import describe
 from ike.status import IkeSaStatus
 from ike.timers import Due, Timer
 from ike.v2 import reload as policy_reload
-from ike.v2.child import ChildState
+from ike.v2.child import ChildState, of_number
 from ike.v2.core import Core
 from ike.v2.demands import Demands
 from ike.v2.requests import respond
@@ -182,7 +182,7 @@ class IkeEndpoint:
 
     def _expire(self, child: int, hard: bool, reason: str, now: Nanos) -> None:
         sa = self._core.children.get(child)
-        record = None if sa is None else sa.children.get(child)
+        record = None if sa is None else of_number(sa, child)
         if sa is None or record is None:
             return
         if hard:
@@ -263,6 +263,6 @@ class IkeEndpoint:
             remote_id="" if sa.remote_id is None else str(sa.remote_id),
             established=sa.established,
             rekey_at=self._core.timers.at(sa.number, Timer.REKEY_IKE),
-            children=tuple(sa.children),
+            children=tuple(number for child in sa.children.values() for number in child.numbers),
             last_failure=self._core.failures.get(sa.peer_name, ""),
         )

@@ -318,7 +318,8 @@ class Gateway:
             self._end_soft(pair, "the peer speaks IPsec now", told=True)
         self._tables_changed = True
         self._collect()
-        self.dataplane.release(sa.entry, now)
+        if sa.bundle is None or self.children.get(sa.bundle) is not None:  # what waits, waits for both halves
+            self.dataplane.release(sa.entry, now)
 
     def _refuse(self, sa: ChildSa, reason: str, now: Nanos) -> None:
         """The data plane cannot do it: better no SA than one that drops its packets."""

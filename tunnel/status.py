@@ -50,6 +50,7 @@ def child_object(gateway: Gateway, installed: Installed, now: Nanos) -> dict[str
         "peer": sa.peer,
         "mode": sa.mode.value,
         "suite": f"{sa.protocol.name} {describe(sa.suite)}",
+        "bundle": sa.bundle,
         "encapsulation": "udp" if sa.path.encapsulated else "none",
         "path": str(sa.path),
         "spi_in": f"{sa.spi_in:08x}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,15 +108,24 @@ def derive_child_keys(
     KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr): first the direction from the initiator of the exchange, in each
     the encryption key before the integrity key (section 2.17). *prf_id* is the IKE SA's.
     """
-    encryption, salt = encryption_key_length(suite), salt_length(suite)
-    integrity = integrity_key_length(suite)
+    ((there, back),) = derive_bundle_keys((suite,), sk_d, prf_id, ni, nr, shared)
+    return there, back
+
+
+def derive_bundle_keys(
+    suites: Sequence[Suite], sk_d: Secret, prf_id: Prf, ni: bytes, nr: bytes, shared: Secret | None = None
+) -> list[tuple[ChildKeys, ChildKeys]]:
+    """Return ``derive_child_keys`` for several protocols on one packet, the outermost first.
+
+    In each direction keys are taken in the order in which the headers appear (section 2.17).
+    """
+    lengths = [length for suite in suites for length in _lengths(suite)]
     seed = (b"" if shared is None else shared.reveal()) + ni + nr
-    material = prf_plus(prf_id, sk_d.reveal(), seed, 2 * (encryption + salt + integrity))
-    if suite.encr is None:  # AH: the salt of GMAC ends the integrity key (RFC 4543 section 3.3)
-        mac_i, salt_i, mac_r, salt_r = _split(material, (integrity, salt) * 2)
-        return ChildKeys(Secret(b""), salt_i, mac_i), ChildKeys(Secret(b""), salt_r, mac_r)
-    parts = _split(material, (encryption, salt, integrity) * 2)
-    return ChildKeys(*parts[:3]), ChildKeys(*parts[3:])
+    parts = _split(prf_plus(prf_id, sk_d.reveal(), seed, 2 * sum(lengths)), tuple(lengths * 2))
+    there = [_child_keys(suite, parts[3 * at : 3 * at + 3]) for at, suite in enumerate(suites)]
+    half = len(lengths)
+    back = [_child_keys(suite, parts[half + 3 * at : half + 3 * at + 3]) for at, suite in enumerate(suites)]
+    return list(zip(there, back, strict=True))
 
 
 def skeyseed(prf_id: Prf, ni: bytes, nr: bytes, shared: Secret) -> Secret:
@@ -126,6 +136,19 @@ def skeyseed(prf_id: Prf, ni: bytes, nr: bytes, shared: Secret) -> Secret:
 def rekey_skeyseed(old_prf: Prf, old_sk_d: Secret, ni: bytes, nr: bytes, shared: Secret) -> Secret:
     """Return SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr) (section 2.18)."""
     return Secret(prf(old_prf, old_sk_d.reveal(), shared.reveal() + ni + nr))
+
+
+def _lengths(suite: Suite) -> tuple[int, int, int]:
+    """Return how many octets of KEYMAT a direction takes, part by part."""
+    integrity, salt = integrity_key_length(suite), salt_length(suite)
+    if suite.encr is None:  # AH: the salt of GMAC ends the integrity key (RFC 4543 section 3.3)
+        return integrity, salt, 0
+    return encryption_key_length(suite), salt, integrity
+
+
+def _child_keys(suite: Suite, parts: Sequence[Secret]) -> ChildKeys:
+    first, salt, last = parts
+    return ChildKeys(last, salt, first) if suite.encr is None else ChildKeys(first, salt, last)
 
 
 def _split(material: bytes, lengths: tuple[int, ...]) -> list[Secret]:

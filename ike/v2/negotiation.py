@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ike.constants import NotifyType
 from ike.crypto.kex import KeyExchange, generate
-from ike.crypto.keymat import ChildKeys, derive_child_keys
+from ike.crypto.keymat import ChildKeys, derive_bundle_keys
 from ike.errors import (
     BadAnswer,
     InvalidPublicValue,
@@ -18,16 +18,16 @@ from ike.errors import (
     NoProposalChosen,
     TsUnacceptable,
 )
-from ike.names import describe_offer, describe_proposal
-from ike.negotiate import Choice, Mismatch, check_group, choose, verify_answer
-from ike.v2.child import Agreed, Child, install, selectors_text
+from ike.negotiate import Mismatch, check_group
+from ike.v2 import bundle
+from ike.v2.bundle import Method
+from ike.v2.child import Agreed, AgreedHalf, Child, install, selectors_text
 from ike.v2.response import DYNAMIC, by_default_response
 from ike.v2.traffic import Narrowed, accepted_pairs, as_asked, as_seen, grant, offered_sides
 from ike.wire.message import Message
 from ike.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
-from ike.wire.proposals import offer
 from policy.clock import Nanos
-from policy.proposals import Group, Proposal, ProtocolId, Suite
+from policy.proposals import Group, ProtocolId, Suite
 from policy.secret import Secret
 from policy.selectors import Flow, SelectorPair, TrafficSelector
 from policy.spd import Mode, Protection, SpdEntry
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 NONCE_LENGTH = 32
 _AH_AND_NAT = "AH cannot cross the NAT between the ends: write an esp:... method, such as esp:null-sha256"
+_BUNDLE_AND_OTHERS = (
+    "AH and ESP on one packet can be agreed on between two Mirrorgates only: IKEv2 has no words for it; name a "
+    "method of one protocol beside it"
+)
 
 
 class ChildOffer:
@@ -46,7 +50,7 @@ class ChildOffer:
         """*first*: in IKE_AUTH, without nonce and key exchange of its own (section 1.2)."""
         if entry.protection is None:
             raise LocalError(f"entry {entry.id} is not protected")
-        usable = [proposal for proposal in single_protocols(entry) if crosses(sa, proposal)]
+        usable = [method for method in methods_of(entry) if _obstacle(sa, method) is None]
         if not usable:
             raise LocalError(_nothing_to_offer(sa, entry))
         self.entry = entry
@@ -57,8 +61,9 @@ class ChildOffer:
         groups = () if first or self.protection.pfs is None else (self.protection.pfs,)
         if groups:
             self.kex = generate(groups[0], sa.core.entropy)
-        proposals = [replace(proposal, groups=groups) for proposal in usable]
-        self.wire = offer(proposals, self.spi_in.to_bytes(4, "big"))
+        methods = [replace(method, inner=replace(method.inner, groups=groups)) for method in usable]
+        self.outer_spi_in = sa.core.new_child_spi() if any(method.outer for method in methods) else 0
+        self.wire = bundle.build(methods, self.spi_in, self.outer_spi_in)
         self.local, self.remote = offered_sides(entry, flow)
 
     @property
@@ -68,12 +73,13 @@ class ChildOffer:
 
     def payloads(self) -> list[Payload]:
         """Return SA, [Ni, [KEi]], TSi, TSr and the notifies."""
-        parts: list[Payload] = [SaPayload(self.wire)]
+        parts: list[Payload] = [SaPayload(self.wire.inner)]
         if self.nonce:
             parts.append(NoncePayload(self.nonce))
         if self.kex is not None:
             parts.append(KePayload(self.kex.group, self.kex.public))
         parts += [TsPayload(True, self.local), TsPayload(False, self.remote)]
+        parts += self.wire.notifies()
         parts += _mode_notifies(self.transport)
         return parts
 
@@ -83,9 +89,10 @@ class ChildOffer:
         tsi, tsr = sides(message)
         if answer is None or not tsi or not tsr:
             raise BadAnswer("the response has no SA or no traffic selectors")
-        suite = verify_answer(self.wire, answer.proposals)
-        spi_out = int.from_bytes(answer.proposals[0].spi, "big")
-        if spi_out == 0:
+        answered = bundle.read(message, answer.proposals) if sa.mirrorgate else bundle.Offer(answer.proposals)
+        suite, outer = bundle.verify(self.wire, answered)
+        spis = [int.from_bytes(each.spi, "big") for each in (*answered.inner, *answered.outer)]
+        if 0 in spis:
             raise BadAnswer("the answer's SPI is zero")
         pairs = accepted_pairs((self.local, self.remote), (tsi, tsr))
         if pairs is None:
@@ -100,17 +107,21 @@ class ChildOffer:
             if ke is None or self.kex is None or ke.group != self.kex.group:
                 raise BadAnswer("the response's KE payload is missing or of another group")
             shared = self.kex.shared(ke.data)
-        from_us, from_peer = _keys(sa, suite, ni, nr, shared)
+        *around, (from_us, from_peer) = _keys(sa, [outer, suite], ni, nr, shared)
+        self._free_unused_spi(sa, outer)
         return Agreed(
             entry=self.entry,
             suite=suite,
             mode=self.protection.mode,
             spi_in=self.spi_in,
-            spi_out=spi_out,
+            spi_out=spis[0],
             pairs=pairs,
             keys_in=from_peer,
             keys_out=from_us,
-        )
+            outer=None if outer is None else AgreedHalf(
+                suite=outer, spi_in=self.outer_spi_in, spi_out=spis[1], keys_in=around[0][1], keys_out=around[0][0]
+            ),
+        )  # fmt: skip
 
     def asked(self) -> str:
         """Return what we ask for, for a message."""
@@ -118,13 +129,22 @@ class ChildOffer:
 
     def offered(self) -> str:
         """Return what we offer, for a message."""
-        written = ", ".join(describe_proposal(proposal) for proposal in single_protocols(self.entry))
-        return f"{written}, that is {describe_offer(self.wire)}"
+        written = ", ".join(map(str, methods_of(self.entry)))
+        return f"{written}, that is {self.wire}"
+
+    def spis(self) -> list[tuple[int, int]]:
+        """Return protocol and inbound SPI of all that the peer may have made of it."""
+        found = dict.fromkeys((proposal.protocol, self.spi_in) for proposal in self.wire.inner)
+        return [*found, *dict.fromkeys((proposal.protocol, self.outer_spi_in) for proposal in self.wire.outer)]
 
     def withdraw(self, sa: IkeSa) -> None:
-        """Free the SPI: nothing came of it."""
+        """Free the SPIs: nothing came of it."""
         if not any(child.spi_in == self.spi_in for child in sa.children.values()):
-            sa.core.spis_in.discard(self.spi_in)
+            sa.core.spis_in.difference_update((self.spi_in, self.outer_spi_in))
+
+    def _free_unused_spi(self, sa: IkeSa, outer: Suite | None) -> None:
+        if outer is None:
+            sa.core.spis_in.discard(self.outer_spi_in)
 
 
 def answer_child(
@@ -146,10 +166,10 @@ def answer_child(
     entries = sa.core.entries_of(sa.peer_name)
     granted, protection = _granted(sa, entries, seen_r, seen_i, transport=transport, replaces=replaces)
     ke = message.first(KePayload)
-    choice = _choose(sa, request, ke, granted.entry, first=first)
-    spi_in = sa.core.new_child_spi()
-    answer = replace(choice.answer, spi=spi_in.to_bytes(4, "big"))
-    parts: list[Payload] = [SaPayload((answer,))]
+    chosen = _choose(sa, message, ke, granted.entry, first=first)
+    choice, around = chosen.inner, chosen.outer
+    spi_in, outer_spi = sa.core.new_child_spi(), 0 if around is None else sa.core.new_child_spi()
+    parts: list[Payload] = [SaPayload((replace(choice.answer, spi=spi_in.to_bytes(4, "big")),))]
     if not first:
         parts.append(NoncePayload(nr))
     shared = None
@@ -158,10 +178,20 @@ def answer_child(
         try:
             shared = kex.shared(ke.data)
         except InvalidPublicValue:
-            sa.core.spis_in.discard(spi_in)
+            sa.core.spis_in.difference_update((spi_in, outer_spi))
             raise
         parts.append(KePayload(kex.group, kex.public))
-    from_peer, from_us = _keys(sa, choice.suite, ni, nr, shared)
+    outer_suite = None if around is None else around.suite
+    *outside, (from_peer, from_us) = _keys(sa, [outer_suite, choice.suite], ni, nr, shared)
+    half = None
+    if around is not None:
+        half = AgreedHalf(
+            suite=around.suite,
+            spi_in=outer_spi,
+            spi_out=int.from_bytes(around.offered.spi, "big"),
+            keys_in=outside[0][0],
+            keys_out=outside[0][1],
+        )
     agreed = Agreed(
         entry=granted.entry,
         suite=choice.suite,
@@ -171,6 +201,7 @@ def answer_child(
         pairs=granted.pairs,
         keys_in=from_peer,
         keys_out=from_us,
+        outer=half,
     )
     if granted.entry.rule == DYNAMIC:
         sa.core.dynamic[granted.entry.id] = granted.entry
@@ -179,6 +210,8 @@ def answer_child(
         TsPayload(True, as_asked(granted.remote, tsi, seen_i)),
         TsPayload(False, as_asked(granted.local, tsr, seen_r)),
     ]
+    if around is not None:
+        parts += bundle.Offer((), (replace(around.answer, spi=outer_spi.to_bytes(4, "big")),)).notifies()
     parts += _mode_notifies(protection.mode is Mode.TRANSPORT)
     if granted.narrowed and _more_possible(entries, granted, seen_r, seen_i, transport=transport):
         parts.append(NotifyPayload(NotifyType.ADDITIONAL_TS_POSSIBLE))
@@ -217,53 +250,65 @@ def _more_possible(
     return grant(others, local, remote, transport=transport) is not None
 
 
-def _choose(sa: IkeSa, request: SaPayload, ke: KePayload | None, entry: SpdEntry, *, first: bool) -> Choice:
-    """Choose a suite for the Child SA; NoProposalChosen or InvalidKePayload if there is none yet."""
-    group = None if ke is None else ke.group
-    usable = acceptable(sa, entry, first=first)
+def _choose(sa: IkeSa, message: Message, ke: KePayload | None, entry: SpdEntry, *, first: bool) -> bundle.Chosen:
+    """Choose how to protect the Child SA; NoProposalChosen or InvalidKePayload if there is nothing yet."""
+    group, request = None if ke is None else ke.group, message.first(SaPayload)
+    usable, proposals = acceptable(sa, entry, first=first), () if request is None else request.proposals
     if not usable:
         raise NoProposalChosen(_nothing_to_offer(sa, entry))
-    choice = choose(request.proposals, usable, preferred_group=group)
-    if isinstance(choice, Mismatch):
-        raise NoProposalChosen(f"no common ESP/AH proposal: {choice} ({entry.where})")
-    if choice.offered.spi == bytes(4):
+    offered = bundle.read(message, proposals) if sa.mirrorgate else bundle.Offer(proposals)
+    chosen = bundle.select(offered, usable, group)
+    if isinstance(chosen, Mismatch):
+        raise NoProposalChosen(f"no common ESP/AH proposal: {chosen} ({entry.where})")
+    halves = [chosen.inner] if chosen.outer is None else [chosen.inner, chosen.outer]
+    if any(half.offered.spi == bytes(4) for half in halves):
         raise InvalidSyntax("a Child SA with SPI zero")
-    check_group(choice.suite, group)
-    return choice
+    check_group(chosen.inner.suite, group)
+    return chosen
 
 
-def single_protocols(entry: SpdEntry) -> list[Proposal]:
-    """Return the entry's proposals of one protocol: IKEv2 negotiates no bundle of AH and ESP in one exchange."""
+def methods_of(entry: SpdEntry) -> list[Method]:
+    """Return the entry's security methods."""
     if entry.protection is None:
         return []
-    return [method.protocols[0] for method in entry.protection.methods if len(method.protocols) == 1]
+    found = [method.protocols for method in entry.protection.methods]
+    return [Method(each[0]) if len(each) == 1 else Method(each[-1], each[0]) for each in found]
 
 
-def acceptable(sa: IkeSa, entry: SpdEntry, *, first: bool) -> list[Proposal]:
-    """Return the proposals that we accept for *entry*.
+def acceptable(sa: IkeSa, entry: SpdEntry, *, first: bool) -> list[Method]:
+    """Return the methods that we accept for *entry*.
 
     With PFS configured its group is a must; without, a peer that wants PFS gets it with any group of the IKE
     proposals. In IKE_AUTH there is no key exchange to do it with.
     """
-    plain = [replace(proposal, groups=()) for proposal in single_protocols(entry) if crosses(sa, proposal)]
+    usable = [method for method in methods_of(entry) if _obstacle(sa, method) is None]
+    plain = _with_groups(usable, ())
     if first or entry.protection is None:
         return plain
     if entry.protection.pfs is not None:
-        return [replace(proposal, groups=(entry.protection.pfs,)) for proposal in plain]
+        return _with_groups(usable, (entry.protection.pfs,))
     ours = [] if sa.peer is None else [g for p in sa.peer.ike.proposals for g in p.groups]
     groups = tuple(dict.fromkeys(ours))
-    return plain + ([replace(proposal, groups=groups) for proposal in plain] if groups else [])
+    return plain + (_with_groups(usable, groups) if groups else [])
 
 
-def crosses(sa: IkeSa, proposal: Proposal) -> bool:
-    """Whether *proposal* gets through what is between the ends: AH covers the addresses that a NAT changes."""
-    return proposal.protocol is not ProtocolId.AH or not (sa.nat_local or sa.nat_remote)
+def _with_groups(methods: Sequence[Method], groups: tuple[Group, ...]) -> list[Method]:
+    return [replace(method, inner=replace(method.inner, groups=groups)) for method in methods]
+
+
+def _obstacle(sa: IkeSa, method: Method) -> str | None:
+    """Return why *method* cannot be used with the peer of *sa*, None where it can."""
+    with_ah = method.outer is not None or method.inner.protocol is ProtocolId.AH
+    if with_ah and (sa.nat_local or sa.nat_remote):
+        return _AH_AND_NAT
+    if method.outer is not None and not sa.mirrorgate:
+        return _BUNDLE_AND_OTHERS
+    return None
 
 
 def _nothing_to_offer(sa: IkeSa, entry: SpdEntry) -> str:
-    if any(not crosses(sa, proposal) for proposal in single_protocols(entry)):
-        return f"{_AH_AND_NAT} ({entry.where})"
-    return f"AH and ESP on one packet cannot be agreed on by IKEv2: name a method of one protocol ({entry.where})"
+    reasons = dict.fromkeys(_obstacle(sa, method) for method in methods_of(entry))
+    return f"{'; '.join(reason for reason in reasons if reason)} ({entry.where})"
 
 
 def sides(message: Message) -> tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]:
@@ -274,12 +319,15 @@ def sides(message: Message) -> tuple[tuple[TrafficSelector, ...], tuple[TrafficS
     return tsi, tsr
 
 
-def _keys(sa: IkeSa, suite: Suite, ni: bytes, nr: bytes, shared: Secret | None) -> tuple[ChildKeys, ChildKeys]:
-    """Return the keys from the exchange's initiator to its responder, and back (section 2.17)."""
+def _keys(
+    sa: IkeSa, suites: Sequence[Suite | None], ni: bytes, nr: bytes, shared: Secret | None
+) -> list[tuple[ChildKeys, ChildKeys]]:
+    """Return the keys from the exchange's initiator to its responder, and back (section 2.17), outermost first."""
     channel = sa.channel
     if channel is None or channel.suite.prf is None:
         raise LocalError("an IKE SA without keys")
-    keys = derive_child_keys(suite, channel.keys.sk_d, channel.suite.prf, ni, nr, shared)
+    wanted = [suite for suite in suites if suite is not None]
+    keys = derive_bundle_keys(wanted, channel.keys.sk_d, channel.suite.prf, ni, nr, shared)
     if shared is not None:
         shared.wipe()
     return keys

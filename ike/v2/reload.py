@@ -7,7 +7,7 @@ from dataclasses import replace
 from ike.events import FailureKind
 from ike.v2.child import unfit
 from ike.v2.core import Core
-from ike.v2.negotiation import single_protocols
+from ike.v2.negotiation import methods_of
 from ike.v2.sa import IkeSa
 from ike.v2.states import AUTHENTICATED, State
 from ike.v2.tasks.child_rekey import ChildRekey
@@ -69,5 +69,5 @@ def _check_children(core: Core, sa: IkeSa, previous: Snapshot, now: Nanos) -> No
             delete_children(sa, [child], reason, now)
         elif entry is not None:
             before = previous.spd.entry(child.entry)
-            if before is not None and single_protocols(before) != single_protocols(entry):
+            if before is not None and methods_of(before) != methods_of(entry):
                 sa.start(ChildRekey(child), now)

@@ -69,11 +69,7 @@ def _informational(sa: IkeSa, message: Message, now: Nanos) -> list[Payload]:
         sa.closing = Failure(FailureKind.AUTHENTICATION, reason + where)
         sa.core.demands.report(sa, sa.closing, now)
         return []
-    answers: list[Payload] = []
-    for delete in deletes:
-        answer = deleted_by_peer(sa, delete, now)
-        if answer is not None:
-            answers.append(answer)
+    answers: list[Payload] = [*deleted_by_peer(sa, deletes, now)]
     for notify in message.all(NotifyPayload):
         if notify.type == NotifyType.INVALID_SPI:
             _invalid_spi(sa, notify, now)
@@ -92,6 +88,7 @@ def _ike_deleted(sa: IkeSa, now: Nanos) -> None:
 def _invalid_spi(sa: IkeSa, notify: NotifyPayload, now: Nanos) -> None:
     """The peer, authenticated, does not know the SPI that we send on: that Child SA is of no use."""
     spi = int.from_bytes(notify.data, "big")
-    useless = [c for c in sa.children.values() if c.spi_out == spi and c.state is ChildState.LIVE]
+    live = [child for child in sa.children.values() if child.state is ChildState.LIVE]
+    useless = [child for child in live if any(spi_out == spi for _, _, spi_out in child.spis)]
     if useless:
         delete_children(sa, useless, "the peer does not know its SPI (INVALID_SPI)", now)

@@ -121,6 +121,19 @@ def test_tcp_through_a_narrow_path(directory: Directory, server: str, encapsulat
             assert ask(path["client"], server, HTTP, octets=3_000_000, wait=10)
 
 
+def test_ah_and_esp_on_one_packet(trio: Hosts, directory: Directory) -> None:
+    words = 'protocol = "tcp"\ndestination_port = 80'
+    with _port_secured(trio, directory, SERVER, words, "", "ah:sha256+esp:aes256-sha256") as agent:
+        with Capture(trio.link, "to-client", "ip and not icmp and not udp") as capture:
+            assert ask(trio["client"], SERVER, HTTP, octets=500_000)
+            agent.run("rekey")
+            assert ask(trio["client"], SERVER, HTTP, octets=500_000)
+        wait_for(lambda: len(agent.children()) == 2, "one pair of each")
+        assert sorted(child["suite"].split()[0] for child in agent.children()) == ["AH", "ESP"]
+    assert capture.packets()
+    assert all(packet.haslayer(AH) and packet[AH].nh == 50 for packet in capture.packets())
+
+
 def test_kill_and_the_port_never_in_clear(trio: Hosts, directory: Directory) -> None:
     server, client = (directory.config(f"database-port-{end}.toml") for end in ("server", "client"))
     with (

@@ -176,7 +176,9 @@ def test_rekeying_under_traffic_loses_nothing(
 ) -> None:
     built, guest = peers
     steps = ["our child", "their child", "our IKE SA", "their IKE SA", "our child", "their child"]
-    if name.startswith("ah"):  # Libreswan before 5.0 deletes an AH SA that it rekeyed by the SPI of an ESP SA: nobody's
+    if name.startswith(
+        "ah"
+    ):  # Libreswan before 5.0 deletes an AH SA that it rekeyed by the SPI of an ESP SA: nobody's
         steps = [step for step in steps if step != "their child"]
     with between(peers, directory, ALL, name) as agent:
         assert built["client"].ping(GUEST).returncode == 0

@@ -40,13 +40,14 @@ def world_of(*addresses: str, faults: Faults | None = None, seed: int = 1) -> tu
     return world, hosts
 
 
-METHODS = ["esp:aes128gcm16", "esp:aes128-sha256", "ah:sha256"]
+BUNDLE = "ah:sha256+esp:aes256-sha256"
+METHODS = ["esp:aes128gcm16", "esp:aes128-sha256", "ah:sha256", BUNDLE]
 
 
 @pytest.mark.parametrize("encapsulation", list(Encapsulation))
 @pytest.mark.parametrize("method", METHODS)
 def test_each_host_has_an_sa_of_its_own(method: str, encapsulation: Encapsulation) -> None:
-    if method == "ah:sha256" and encapsulation is Encapsulation.UDP:
+    if method.startswith("ah:") and encapsulation is Encapsulation.UDP:
         return
     world, hosts = world_of(A, B, C)
     for host in hosts:
@@ -64,7 +65,8 @@ def test_each_host_has_an_sa_of_its_own(method: str, encapsulation: Encapsulatio
         assert {installed.sa.mode.value for installed in host.gateway.children} == {"transport"}
     kinds = {packet.kind for _, _, packet in world.recording if packet.destination.port not in (500,)}
     assert Kind.CLEAR not in kinds
-    assert (Kind.AH in kinds) == (method == "ah:sha256")
+    assert (Kind.AH in kinds) == method.startswith("ah:")
+    assert method != BUNDLE or Kind.ESP not in kinds
     world.run(30)
     world.check_quiet()
 

@@ -68,7 +68,7 @@ class ChildCreate(Task):
             offer.withdraw(sa)
             reason = f"{problem} ({offer.entry.where})"
             demands.refused(sa, self.entry, Failure(FailureKind.REFUSED, reason), now)
-            sa.start(DeleteSpi(offer.wire[0].protocol, offer.spi_in), now)
+            sa.start(DeleteSpi(offer.spis()), now)
             return
         delete_if_unfit(sa, install(sa, agreed, now), now)
         demands.answered(sa, self.entry, now)

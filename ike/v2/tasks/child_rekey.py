@@ -70,7 +70,7 @@ class ChildRekey(Task):
         except IkeError as problem:
             offer.withdraw(sa)
             self._tell_failed(sa, f"{problem} ({offer.entry.where})", now)
-            sa.start(DeleteSpi(offer.wire[0].protocol, offer.spi_in), now)
+            sa.start(DeleteSpi(offer.spis()), now)
             return
         self._succeed(sa, agreed, min(offer.nonce, nonce.data), now)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ike.constants import ExchangeType, ProtocolId
 from ike.events import FailureKind
@@ -30,11 +30,7 @@ class DeleteChildren(Task):
 
     def build(self, sa: IkeSa, now: Nanos) -> list[Payload]:
         """Return one Delete payload a protocol."""
-        payloads: list[Payload] = []
-        for protocol in dict.fromkeys(child.protocol for child in self._gone):
-            spis = tuple(child.spi_in.to_bytes(4, "big") for child in self._gone if child.protocol == protocol)
-            payloads.append(DeletePayload(protocol, spis))
-        return payloads
+        return [*_deletes(self._gone)]
 
     def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:
         """The peer has deleted its half; if our Deletes crossed it says nothing (section 1.4.1)."""
@@ -44,8 +40,7 @@ class DeleteChildren(Task):
 
     def closes(self, protocol: int, spi: bytes) -> bool:
         """Whether the Child SA that the peer names by its inbound SPI is being deleted."""
-        number = int.from_bytes(spi, "big")
-        return any(child.spi_out == number and child.protocol == protocol for child in self._gone)
+        return any(children.sends_on(child, protocol, int.from_bytes(spi, "big")) for child in self._gone)
 
 
 def delete_children(
@@ -65,16 +60,16 @@ def delete_if_unfit(sa: IkeSa, child: Child, now: Nanos) -> None:
 
 
 class DeleteSpi(Task):
-    """Delete the half of a Child SA that the peer made and we refused to take."""
+    """Delete what the peer made of an offer and we refused to take, of whatever protocol it is."""
 
     exchange = ExchangeType.INFORMATIONAL
 
-    def __init__(self, protocol: int, spi_in: int) -> None:
-        self._payload = DeletePayload(protocol, (spi_in.to_bytes(4, "big"),))
+    def __init__(self, spis: Iterable[tuple[int, int]]) -> None:
+        self._payloads = [DeletePayload(protocol, (spi.to_bytes(4, "big"),)) for protocol, spi in spis]
 
     def build(self, sa: IkeSa, now: Nanos) -> list[Payload]:
-        """Return the Delete payload."""
-        return [self._payload]
+        """Return the Delete payloads."""
+        return [*self._payloads]
 
     def process(self, sa: IkeSa, message: Message, now: Nanos) -> None:
         """Nothing of ours is left."""
@@ -133,17 +128,24 @@ def delete_ike(sa: IkeSa, reason: str, now: Nanos, *, drain: Nanos = 0) -> None:
     sa.start(Farewell(failure, drain=drain), now)
 
 
-def deleted_by_peer(sa: IkeSa, payload: DeletePayload, now: Nanos) -> DeletePayload | None:
-    """Remove what the peer deletes; return the Delete for the other direction.
+def deleted_by_peer(sa: IkeSa, payloads: Sequence[DeletePayload], now: Nanos) -> list[DeletePayload]:
+    """Remove what the peer deletes; return the Deletes for the other direction.
 
-    None if there is nothing of ours left to delete: when Deletes cross, the response names none.
+    None of them if there is nothing of ours left to delete: when Deletes cross, the response names none. A bundle
+    goes whole, whichever half is named.
     """
-    gone: list[bytes] = []
-    for spi in payload.spis:
-        child = children.by_spi_out(sa, payload.protocol, spi)
-        if child is None:
-            continue
-        gone.append(child.spi_in.to_bytes(4, "big"))
+    named = [children.by_spi_out(sa, payload.protocol, spi) for payload in payloads for spi in payload.spis]
+    gone = list({child.number: child for child in named if child is not None}.values())
+    for child in gone:
         reason = "replaced" if child.state is ChildState.REPLACED else "the peer deleted it"
         children.remove(sa, child, reason, now, drain=sa.core.settings.drain)
-    return DeletePayload(payload.protocol, tuple(gone)) if gone else None
+    return _deletes(gone)
+
+
+def _deletes(gone: Sequence[Child]) -> list[DeletePayload]:
+    """Return one Delete payload a protocol, with the SPIs that we receive on."""
+    spis: dict[ProtocolId, list[bytes]] = {}
+    for child in gone:
+        for protocol, spi_in, _ in child.spis:
+            spis.setdefault(ProtocolId(protocol), []).append(spi_in.to_bytes(4, "big"))
+    return [DeletePayload(protocol, tuple(each)) for protocol, each in spis.items()]

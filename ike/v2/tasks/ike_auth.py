@@ -106,7 +106,7 @@ class IkeAuth(Task):
         except IkeError as error:
             self._offer.withdraw(sa)
             demands.refused(sa, entry.id, Failure(FailureKind.REFUSED, f"{error} ({entry.where})"), now)
-            sa.start(DeleteSpi(self._offer.wire[0].protocol, self._offer.spi_in), now)
+            sa.start(DeleteSpi(self._offer.spis()), now)
             return
         delete_if_unfit(sa, install(sa, agreed, now), now)
         demands.answered(sa, entry.id, now)

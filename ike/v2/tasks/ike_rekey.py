@@ -179,8 +179,8 @@ def adopt(old: IkeSa, new: IkeSa, now: Nanos) -> None:
         old.become(State.REKEYED)
     moved, old.children = old.children, {}
     new.children = dict(sorted({**moved, **new.children}.items()))
-    for number in moved:
-        core.children[number] = new
+    for number, child in moved.items():
+        core.children.update(dict.fromkeys(child.numbers, new))
         for timer in (Timer.REKEY_CHILD, Timer.EXPIRE_CHILD):
             at = core.timers.at(old.number, timer, number)
             if at is not None:

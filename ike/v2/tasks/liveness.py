@@ -32,7 +32,8 @@ def check_liveness(sa: IkeSa, now: Nanos) -> None:
     interval = None if sa.peer is None else sa.peer.ike.liveness
     if interval is None or not sa.usable:
         return
-    heard = max([sa.heard, *(sa.core.last_heard(number) for number in sa.children)])
+    numbers = [number for child in sa.children.values() for number in child.numbers]
+    heard = max([sa.heard, *map(sa.core.last_heard, numbers)])
     if now - heard >= interval:
         probe(sa, now)
         heard = now
