@@ -92,6 +92,11 @@ class PeerEntry:
         )
 
 
+def is_one_of_many(name: str) -> bool:
+    """Whether *name* is that of a template's peer at one address (``peer_at``)."""
+    return "=" in name
+
+
 def peer_at(template: str, address: IpAddress) -> str:
     """Return the name of the peer at *address* that a PAD entry with ``hosts`` stands for."""
     return f"{address}={template}"

@@ -25,7 +25,7 @@ from ike.v2.tasks.task import Failure
 from ike.wire.message import Message
 from policy.clock import Nanos
 from policy.model import Encapsulation
-from policy.pad import PeerEntry
+from policy.pad import PeerEntry, is_one_of_many
 from policy.path import IKE_PORT, NATT_PORT, Endpoint, IpAddress, Path
 from policy.selectors import AddressRange, Flow
 from policy.spd import Mode, SpdEntry
@@ -49,6 +49,8 @@ class Demands:
         #: Failures in a row, by entry: they set how long the data plane should not ask again.
         self._failures: dict[str, int] = {}
         self._hinted: dict[str, Nanos] = {}
+        #: IKE SAs, by number, that dial a host which stands in the policy only as one of many.
+        self._to_hosts: set[int] = set()
         #: Dial no more.
         self.stopped = False
 
@@ -108,6 +110,7 @@ class Demands:
         for entry, demand in list(self._waiting.items()):
             if demand.sa == sa.number:
                 sa.start(ChildCreate(entry, demand.flow), now)
+        self._to_hosts.discard(sa.number)
         self._drop_unanswered(sa, now)
         twins = [other for other in self._core.of_peer(sa.peer_name) if other is not sa and other.usable]
         if any(twin.initiator != sa.initiator for twin in twins):
@@ -142,6 +145,7 @@ class Demands:
 
     def closed(self, sa: IkeSa, was: State, failure: Failure, now: Nanos) -> None:
         """An IKE SA ended: what waits for it fails, with all that is known about the reason."""
+        self._to_hosts.discard(sa.number)
         if sa.initiator and was in _DIALLING:
             failure = _explain(sa, failure)
             self.report(sa, failure, now)
@@ -264,6 +268,9 @@ class Demands:
         if len(core.sas) >= core.settings.sa_limit:
             self._fail(entry, Failure(FailureKind.LOCAL, "too many IKE SAs"), now)
             return
+        if is_one_of_many(peer.name) and len(self._to_hosts) >= core.settings.hosts_dialled_limit:
+            self._fail(entry, Failure(FailureKind.LOCAL, "too many hosts are asked already"), now)
+            return
         sa = IkeSa(
             core,
             initiator=True,
@@ -275,6 +282,8 @@ class Demands:
         )
         sa.identify(peer)
         self._waiting[entry] = _Demand(flow, sa.number)
+        if is_one_of_many(peer.name):
+            self._to_hosts.add(sa.number)
         try:
             IkeInit(sa, peer, entry, flow).begin(sa, now)
             found = core.entry(entry)
@@ -319,7 +328,9 @@ class Demands:
         settings = self._core.settings
         wait = settings.retry_first
         if failure.kind in (FailureKind.REFUSED, FailureKind.AUTHENTICATION):
-            count = self._failures.get(entry, 0)
+            count = self._failures.pop(entry, 0)
+            while len(self._failures) >= settings.failures_limit:
+                del self._failures[next(iter(self._failures))]
             self._failures[entry] = count + 1
             wait = min(settings.retry_first << min(count, 16), settings.retry_cap)
         self._core.emit(AcquireFailed(entry, failure.kind, failure.reason, wait))

@@ -45,6 +45,11 @@ class IkeSettings:
     half_open_per_prefix: int = 64
     #: The secret of cookies changes this often; the one before it stays valid as long.
     cookie_lifetime: Nanos = 60 * SECOND
+    #: Hosts that are dialled at once because packets to them came by, not because policy names them: who forges
+    #: source addresses makes us answer, and so dial, whom they please.
+    hosts_dialled_limit: int = 256
+    #: Failures in a row that are remembered, by entry.
+    failures_limit: int = 4096
     #: IKE SAs of all kinds, and Child SAs of one IKE SA (NO_ADDITIONAL_SAS beyond).
     sa_limit: int = 20_000
     children_limit: int = 256

@@ -267,3 +267,19 @@ def test_ah_says_why_it_cannot_cross_a_nat() -> None:
     assert any("AH cannot cross the NAT" in event.message for event in client.events)
     assert client.gateway is not None
     assert len(client.gateway.children) == 0
+
+
+def test_a_sweep_over_hosts_dials_few_at_once() -> None:
+    # Who forges source addresses makes a host answer, and with it ask, whom they please.
+    world, (a, b) = world_of(A, B)
+    for host in (a, b):
+        host.assign(everybody(flags(inbound=True)))
+        host.boot()
+    for number in range(600):
+        world.probe(traffic(A, f"100.64.{number // 256}.{number % 256}", 17))
+    world.run(1)
+    assert a.gateway is not None
+    assert 200 < len(a.gateway.ike.status(world.now)) <= 256
+    world.run(40)
+    assert len(a.gateway.ike.status(world.now)) == 0
+    assert talk(world, TO_B) == PROTECTED

@@ -27,10 +27,13 @@ from tunnel.dataplane.mss import clamped
 from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
 from tunnel.dataplane.sad import OutboundSa, Sad
 from tunnel.dataplane.transmit import Transmissions
+from tunnel.dataplane.until import Until
 
 MAX_CACHED_FLOWS = 65536
 #: An SA that came but holds none of the waiting packets is no reason to negotiate at once again.
 _UNFIT_BACKOFF = SECOND
+#: Entries whose refusal or soft SA is remembered: more than policies have, fewer than there are hosts.
+_REMEMBERED = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,9 @@ class Outbound:
         self._transmissions = Transmissions(ledger.outputs)
         #: Entries with an Acquire outstanding, and until when the others are refused.
         self._acquiring: set[str] = set()
-        self._refused: dict[str, Nanos] = {}
+        self._refused = Until(_REMEMBERED)
         #: Until when entries have a soft SA.
-        self._soft: dict[str, Nanos] = {}
+        self._soft = Until(_REMEMBERED)
 
     def load(self, snapshot: Snapshot) -> None:
         """Swap the policy; packets held for entries that vanished are dropped."""
@@ -73,8 +76,8 @@ class Outbound:
                 gone = sum(frame.packets for frame in self.hold.take(entry))
                 self._ledger.drop_outbound(DropReason.NO_POLICY, gone)
         self._acquiring = {entry for entry in self._acquiring if self._protects(entry)}
-        self._refused = {entry: until for entry, until in self._refused.items() if self._protects(entry)}
-        self._soft = {entry: until for entry, until in self._soft.items() if self._protects(entry)}
+        self._refused.keep(self._protects)
+        self._soft.keep(self._protects)
 
     def forget_choices(self) -> None:
         """Choose the SA of every flow anew: the SAs changed."""
@@ -89,7 +92,7 @@ class Outbound:
     def release(self, entry: str, now: Nanos) -> None:
         """Send what waits for *entry*; what still finds no SA is dropped, for another one would not fit either."""
         self._acquiring.discard(entry)
-        self._refused.pop(entry, None)
+        self._refused.end(entry)
         for held in self.hold.take(entry):
             self._one(held.data, now, held)
         self._transmissions.flush()
@@ -97,14 +100,14 @@ class Outbound:
     def refuse(self, entry: str, now: Nanos, retry_after: Nanos) -> None:
         """Drop what waits for *entry*, and what comes for it until *retry_after* from now."""
         self._acquiring.discard(entry)
-        self._refused[entry] = now + retry_after
+        self._refused.set(entry, now + retry_after)
         gone = sum(frame.packets for frame in self.hold.take(entry))
         self._ledger.drop_outbound(DropReason.ACQUIRE_FAILED, gone)
 
     def pass_clear(self, entry: str, now: Nanos, until: Nanos) -> None:
         """Send what waits for *entry* in clear, and what still comes for it until *until*."""
         self._acquiring.discard(entry)
-        self._soft[entry] = until
+        self._soft.set(entry, until)
         for held in self.hold.take(entry):
             self._one(held.data, now, held)
         self._transmissions.flush()
@@ -234,12 +237,12 @@ class Outbound:
         sa = self._sad.choose(entry, flow)
         if sa is not None and not sa.dormant:
             return sa
-        if sa is None and now < self._soft.get(entry, now):
+        if sa is None and self._soft.holds(entry, now):
             self._pass(frame)
             return None
         if sa is None and held is not None:
-            self._refused[entry] = now + _UNFIT_BACKOFF
-        if sa is None and now < self._refused.get(entry, now):
+            self._refused.set(entry, now + _UNFIT_BACKOFF)
+        if sa is None and self._refused.holds(entry, now):
             self._ledger.drop_outbound(DropReason.ACQUIRE_FAILED, frame.count)
             return None
         since = now if held is None else held.since
