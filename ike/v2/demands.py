@@ -218,9 +218,15 @@ class Demands:
                 other.close(Failure(FailureKind.LOCAL, "the peer forgot it, and answers a new one"), now)
 
     def unknown_spi(self, path: Path, now: Nanos) -> None:
-        """ESP came for an SA that we do not have: did we restart, or is the peer behind?"""
-        peer = next((p for p in self._core.snapshot.pad.peers if p.address == path.remote.address), None)
+        """ESP came for an SA that we do not have: did we restart, or is the peer behind?
+
+        Of the many hosts of a range one is asked at a time: the address may be forged.
+        """
+        at_address = self._core.snapshot.pad.candidates(path.remote.address)
+        peer = next((p for p in at_address if p.address is not None and not p.responds_only), None)
         if peer is None or not self._may_act(f"peer {peer.name}", now):
+            return
+        if is_one_of_many(peer.name) and not self._may_act("one of many", now):
             return
         alive = [sa for sa in self._core.of_peer(peer.name) if sa.state in AUTHENTICATED or sa.state in _DIALLING]
         for sa in alive:

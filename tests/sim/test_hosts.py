@@ -283,3 +283,19 @@ def test_a_sweep_over_hosts_dials_few_at_once() -> None:
     world.run(40)
     assert len(a.gateway.ike.status(world.now)) == 0
     assert talk(world, TO_B) == PROTECTED
+
+
+def test_who_restarts_asks_the_host_that_still_sends() -> None:
+    world, (a, b) = world_of(A, B)
+    for host in (a, b):
+        host.assign(everybody(flags()))
+        host.boot()
+    assert talk(world, TO_B) == PROTECTED
+    b.crash()
+    b.boot()
+    lost = world.probe(TO_B)  # b knows nothing of the SA that it comes on
+    world.run(2)
+    assert not world.arrived(lost)
+    assert talk(world, TO_B) == PROTECTED
+    assert b.gateway is not None
+    assert len(b.gateway.children) > 0
