@@ -11,7 +11,6 @@ from ike.crypto.kex import KeyExchange, generate
 from ike.crypto.keymat import ChildKeys, derive_bundle_keys
 from ike.errors import (
     BadAnswer,
-    InvalidPublicValue,
     InvalidSyntax,
     LocalError,
     NoAdditionalSas,
@@ -167,42 +166,9 @@ def answer_child(
     granted, protection = _granted(sa, entries, seen_r, seen_i, transport=transport, replaces=replaces)
     ke = message.first(KePayload)
     chosen = _choose(sa, message, ke, granted.entry, first=first)
-    choice, around = chosen.inner, chosen.outer
-    spi_in, outer_spi = sa.core.new_child_spi(), 0 if around is None else sa.core.new_child_spi()
-    parts: list[Payload] = [SaPayload((replace(choice.answer, spi=spi_in.to_bytes(4, "big")),))]
-    if not first:
-        parts.append(NoncePayload(nr))
-    shared = None
-    if choice.suite.group is not Group.NONE and ke is not None:
-        kex = generate(choice.suite.group, sa.core.entropy)
-        try:
-            shared = kex.shared(ke.data)
-        except InvalidPublicValue:
-            sa.core.spis_in.difference_update((spi_in, outer_spi))
-            raise
-        parts.append(KePayload(kex.group, kex.public))
-    outer_suite = None if around is None else around.suite
-    *outside, (from_peer, from_us) = _keys(sa, [outer_suite, choice.suite], ni, nr, shared)
-    half = None
-    if around is not None:
-        half = AgreedHalf(
-            suite=around.suite,
-            spi_in=outer_spi,
-            spi_out=int.from_bytes(around.offered.spi, "big"),
-            keys_in=outside[0][0],
-            keys_out=outside[0][1],
-        )
-    agreed = Agreed(
-        entry=granted.entry,
-        suite=choice.suite,
-        mode=protection.mode,
-        spi_in=spi_in,
-        spi_out=int.from_bytes(choice.offered.spi, "big"),
-        pairs=granted.pairs,
-        keys_in=from_peer,
-        keys_out=from_us,
-        outer=half,
-    )
+    agreed, public = _agree(sa, granted, chosen, ke, (ni, nr))
+    parts: list[Payload] = [SaPayload((replace(chosen.inner.answer, spi=agreed.spi_in.to_bytes(4, "big")),))]
+    parts += ([] if first else [NoncePayload(nr)]) + public
     if granted.entry.rule == DYNAMIC:
         sa.core.dynamic[granted.entry.id] = granted.entry
     child = install(sa, agreed, now, dormant=replaces is not None, replaces=replaces)
@@ -210,12 +176,47 @@ def answer_child(
         TsPayload(True, as_asked(granted.remote, tsi, seen_i)),
         TsPayload(False, as_asked(granted.local, tsr, seen_r)),
     ]
-    if around is not None:
-        parts += bundle.Offer((), (replace(around.answer, spi=outer_spi.to_bytes(4, "big")),)).notifies()
+    if chosen.outer is not None and agreed.outer is not None:
+        outer = replace(chosen.outer.answer, spi=agreed.outer.spi_in.to_bytes(4, "big"))
+        parts += bundle.Offer((), (outer,)).notifies()
     parts += _mode_notifies(protection.mode is Mode.TRANSPORT)
     if granted.narrowed and _more_possible(entries, granted, seen_r, seen_i, transport=transport):
         parts.append(NotifyPayload(NotifyType.ADDITIONAL_TS_POSSIBLE))
     return parts, child
+
+
+def _agree(
+    sa: IkeSa, granted: Narrowed, chosen: bundle.Chosen, ke: KePayload | None, nonces: tuple[bytes, bytes]
+) -> tuple[Agreed, list[Payload]]:
+    """Return what the responder agrees to, and its KE payload where there is a key exchange."""
+    core, (choice, around) = sa.core, (chosen.inner, chosen.outer)
+    public: list[Payload] = []
+    shared = None
+    if choice.suite.group is not Group.NONE and ke is not None:
+        kex = generate(choice.suite.group, core.entropy)
+        shared = kex.shared(ke.data)
+        public.append(KePayload(kex.group, kex.public))
+    suites = [None if around is None else around.suite, choice.suite]
+    *outside, (from_peer, from_us) = _keys(sa, suites, *nonces, shared)
+    outer = None if around is None else AgreedHalf(
+        suite=around.suite,
+        spi_in=core.new_child_spi(),
+        spi_out=int.from_bytes(around.offered.spi, "big"),
+        keys_in=outside[0][0],
+        keys_out=outside[0][1],
+    )  # fmt: skip
+    entry = granted.entry
+    return Agreed(
+        entry=entry,
+        suite=choice.suite,
+        mode=Mode.TUNNEL if entry.protection is None else entry.protection.mode,
+        spi_in=core.new_child_spi(),
+        spi_out=int.from_bytes(choice.offered.spi, "big"),
+        pairs=granted.pairs,
+        keys_in=from_peer,
+        keys_out=from_us,
+        outer=outer,
+    ), public
 
 
 def _granted(
