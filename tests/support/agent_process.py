@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,8 +77,9 @@ class Directory:
 class Agent:
     """``mirrorgate run CONFIG`` in *namespace*. A context manager: started and ready inside, stopped after."""
 
-    def __init__(self, namespace: Namespace, config: Path) -> None:
+    def __init__(self, namespace: Namespace, config: Path, command: Sequence[str] = COMMAND) -> None:
         self.namespace = namespace
+        self._command = command
         self.config = config
         self.control = config.with_suffix(".sock")
         self._log = config.with_suffix(".log")
@@ -101,7 +102,7 @@ class Agent:
     def start(self, *, wait: bool = True) -> Agent:
         """Start the agent and wait until it answers ``status``."""
         self._process = self.namespace.start(
-            *COMMAND, "run", str(self.config), log=self._log, environment={"PYTHONPATH": str(ROOT)}
+            *self._command, "run", str(self.config), log=self._log, environment={"PYTHONPATH": str(ROOT)}
         )
         if wait:
             self.wait_ready()

@@ -30,7 +30,7 @@ from tunnel.agent.requests import Requests
 from tunnel.agent.runtime import Runtime
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.gateway import Gateway
-from tunnel.host import addresses, names, process
+from tunnel.host import addresses, names, privileges, process
 from tunnel.host.addresses import HostAddresses
 from tunnel.host.sockets import Wire
 from tunnel.host.steering import Steering, counters, forwarding_hints, tune
@@ -76,12 +76,17 @@ class Agent:
     async def run(self) -> None:
         """Live until SIGTERM or SIGINT. HostError or ConfigErrors when it cannot start; then nothing is left."""
         settings = self._policies.configuration.agent
-        leftover = bool(counters()) if process.is_root() else False
+        lacking = privileges.lacking()
+        leftover = bool(counters()) if not lacking else False
         self._host = addresses.current(settings.tun)
         self._names = await self._resolve(self._policies.assigned)
         self._snapshot = self._policies.compile(self._policies.assigned, self._host, self._names, self._snapshot)
-        if not process.is_root():
-            raise HostError("the agent needs root: it opens a TUN device and raw sockets and sets nftables rules")
+        if lacking:
+            names = ", ".join(f"CAP_{capability.name}" for capability in lacking)
+            raise HostError(
+                "the agent needs root: it opens a TUN device and raw sockets and sets nftables rules "
+                f"(of the capabilities for it, {names} is lacking)"
+            )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -423,6 +428,8 @@ class Agent:
 def run(policies: AssignedPolicy) -> None:
     """Run an agent to its end. HostError, ConfigErrors."""
     process.harden()
+    if not privileges.lacking():
+        privileges.drop(privileges.NEEDED | privileges.reader_of([policies.path]))
 
     async def life() -> None:
         await Agent(policies, Log(policies.configuration.agent.log_level)).run()

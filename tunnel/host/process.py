@@ -47,8 +47,3 @@ def watchdog_seconds() -> float | None:
     limit = os.environ.get("WATCHDOG_USEC", "")
     owner = os.environ.get("WATCHDOG_PID", str(os.getpid()))
     return int(limit) / 2e6 if limit.isdigit() and int(limit) > 0 and owner == str(os.getpid()) else None
-
-
-def is_root() -> bool:
-    """Return whether the process runs as root."""
-    return os.geteuid() == 0
