@@ -33,6 +33,7 @@ from policy.secret import Secret
 from policy.selectors import ANY_PROTOCOL, AddressRange, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Mode, Protection, Snapshot, Spd, SpdEntry
 from tests.interop.test_xfrm_packets import _ENCAP_HOLDER, OUTER, _Inside
+from tests.support import uml
 from tests.support.uml import UmlGuest
 from tunnel.dataplane.contract import SaParams, Transmit, TunFrame, WireDatagrams, WriteTun
 from tunnel.dataplane.reference import ReferenceDataPlane
@@ -119,12 +120,15 @@ class Linux:
                     self._sockets[version, protocol] = sock
             self._sockets[4, 4500] = udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             udp.bind((OUTER[4][0], 4500))
-        for sock in self._sockets.values():
-            sock.settimeout(5)
+            self._kick = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def close(self) -> None:
-        for sock in self._sockets.values():
+        for sock in (*self._sockets.values(), self._kick):
             sock.close()
+
+    def forget(self) -> None:
+        """Drop what is still queued from an earlier case."""
+        uml.forget(self._sockets.values())
 
     def exchange(self, transmit: Transmit, path: Path, protocol: int) -> WireDatagrams:
         """Send, and return what the guest answers."""
@@ -132,7 +136,7 @@ class Linux:
         sock = self._sockets[version, 4500 if path.encapsulated else protocol]
         for buffer in transmit.buffers:
             sock.sendto(bytes(buffer), (str(path.remote.address), path.remote.port))
-        data = sock.recv(65536)
+        data = uml.receive(sock, self._kick, OUTER[4][1])
         start = (data[0] & 15) * 4 if version == 4 and not path.encapsulated else 0
         return WireDatagrams(path, data[start:], 0, 0, protocol, data[:start])
 
@@ -232,6 +236,7 @@ class _Talk:
         self, linux: Linux, algorithms: tuple[Algorithm, ...], version: int, port: int, mode: Mode
     ) -> None:
         self._linux = linux
+        linux.forget()
         here, there = OUTER[version]
         self._path = Path(Endpoint(ip_address(here), port), Endpoint(ip_address(there), port))
         self._outer = 50 + (algorithms[0].suite.protocol is ProtocolId.AH)

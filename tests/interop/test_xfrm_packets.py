@@ -29,6 +29,7 @@ from policy.proposals import Encr, Integ, ProtocolId, Suite
 from policy.secret import Secret
 from policy.selectors import ANY_PROTOCOL, AddressRange, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Mode, Protection, Snapshot, Spd, SpdEntry
+from tests.support import uml
 from tests.support.uml import UmlGuest
 from tunnel.dataplane.contract import SaParams, Transmit, TunFrame, WireDatagrams, WriteTun
 from tunnel.dataplane.reference import ReferenceDataPlane
@@ -98,9 +99,10 @@ class Kernel:
         with _Inside(netns):
             for version, port in itertools.product((4, 6), (0, 4500)):
                 self._sockets[version, port] = _open_socket(version, port)
+            self._kick = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def close(self) -> None:
-        for sock in self._sockets.values():
+        for sock in (*self._sockets.values(), self._kick):
             sock.close()
 
     def send(self, path: Path, payload: bytes) -> None:
@@ -108,21 +110,14 @@ class Kernel:
 
     def receive(self, path: Path) -> bytes:
         sock = self._sockets[path.version, path.local.port]
-        data = sock.recv(65536)
+        data = uml.receive(sock, self._kick, OUTER[4][1])
         if path.local.port == 0 and path.version == 4:
             return data[(data[0] & 15) * 4 :]  # a raw IPv4 socket reads the IP header too
         return data
 
     def forget(self) -> None:
         """Drop what is still queued from an earlier case."""
-        for sock in self._sockets.values():
-            sock.settimeout(0.0)
-            while True:
-                try:
-                    sock.recv(65536)
-                except BlockingIOError:
-                    break
-            sock.settimeout(10.0)
+        uml.forget(self._sockets.values())
 
 
 class _Inside:

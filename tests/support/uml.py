@@ -11,9 +11,11 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -156,3 +158,26 @@ def _kill_session(session: int) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def receive(sock: socket.socket, kick: socket.socket, guest: str) -> bytes:
+    """Return the next packet on *sock*. Now and then a guest sleeps over a packet until another comes.
+
+    Such a one is a NAT keepalive, which nobody answers. TimeoutError when it sleeps for good.
+    """
+    sock.settimeout(2)
+    for _ in range(5):
+        try:
+            return sock.recv(65536)
+        except TimeoutError:
+            kick.sendto(b"\xff", (guest, 4500))
+    return sock.recv(65536)
+
+
+def forget(socks: Iterable[socket.socket]) -> None:
+    """Drop what is queued."""
+    for sock in socks:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.recv(65536)
