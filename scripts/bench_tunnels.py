@@ -172,7 +172,8 @@ def _certificate(directory: Path, name: str) -> str:
     """Make a certificate of its own, and return its fingerprint."""
     _said(
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-        "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{directory}/{name}.key", "-out", f"{directory}/{name}.crt",
+        "-days", "2", "-subj", f"/CN={name}",
+        "-keyout", f"{directory}/{name}.key", "-out", f"{directory}/{name}.crt",
     )  # fmt: skip
     said = _said("openssl", "x509", "-in", f"{directory}/{name}.crt", "-noout", "-fingerprint", "-sha256")
     return said.partition("=")[2]
