@@ -16,7 +16,7 @@ from pathlib import Path as FilePath
 sys.path.insert(0, str(FilePath(__file__).resolve().parent.parent))
 
 from policy.proposals import Suite
-from tests.support.packets import CBC_SHA256, CHACHA, GCM, Pair, drain, tcp4, tun
+from tests.support.packets import CBC_SHA256, CHACHA, GCM, Pair, drain, tcp4, tun, udp4
 from tunnel.dataplane.contract import Transmit, TunFrame, WireDatagrams
 
 _SUITES = {"aes256gcm16": GCM, "chacha20poly1305": CHACHA, "aes128-sha256": CBC_SHA256}
@@ -46,7 +46,7 @@ def main() -> None:
 
 def _superpacket(sequence: int, options: argparse.Namespace) -> bytes:
     if options.small:
-        return tun(tcp4(b"x" * 12, seq=sequence, options=b"\x01\x01\x08\x0a12345678"))
+        return tun(udp4(b"x" * 36))
     payload = bytes(range(256)) * (options.mss * options.segments // 256 + 1)
     packet = tcp4(payload[: options.mss * options.segments], seq=sequence, options=b"\x01\x01\x08\x0a12345678")
     return tun(packet, gso_type=1, gso_size=options.mss, flags=1, start=20, offset=16)
@@ -62,7 +62,7 @@ def _run(suite: Suite, options: argparse.Namespace, profiler: cProfile.Profile |
     best = {"outbound": float("inf"), "inbound": float("inf")}
     segments = octets = written = 0
     while sum(spent.values()) < options.seconds:
-        burst = [TunFrame(bytearray(frame)) for frame in frames]
+        burst = [TunFrame(frame) for frame in frames]
         start = time.perf_counter()
         if profiler and options.profile == "outbound":
             profiler.enable()

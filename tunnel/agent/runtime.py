@@ -25,8 +25,10 @@ from tunnel.host.toobig import TooBigSocket
 from tunnel.host.tun import Tun, TunGone
 from tunnel.outputs import Output, SoftSa, Steer, TunMtu
 
-#: Reads a wake-up: sixteen superpackets are about a megabyte, a few milliseconds of work.
+#: Reads a wake-up: sixteen superpackets are about a megabyte, a few milliseconds of work. Of the TUN's frames,
+#: which may be single packets, as many as one send takes.
 _BURST = 16
+_FRAMES = 64
 #: The longest sleep of the timer.
 _LOOK_S = 20.0
 
@@ -112,7 +114,7 @@ class Runtime:
 
     def _tun_ready(self) -> None:
         try:
-            frames = self.tun.read(_BURST)
+            frames = self.tun.read(_FRAMES)
         except TunGone:
             self._lose_tun()
             return

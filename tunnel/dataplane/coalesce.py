@@ -45,8 +45,8 @@ class _Run:
 
     __slots__ = (
         "addresses", "end", "header", "identification", "mask", "match", "next_mask", "next_match",
-        "next_sequence", "numbers", "octets", "owner", "payloads", "plain_size", "protocol", "sequence_shift",
-        "size", "trailer", "transport",
+        "next_sequence", "numbers", "octets", "owner", "payloads", "plain_size", "protocol", "sequence_mask",
+        "sequence_shift", "size", "step", "trailer", "transport",
     )  # fmt: skip
 
     def __init__(self, packet: bytes, transport: int, header: int, protocol: int, number: int) -> None:
@@ -67,9 +67,14 @@ class _Run:
         """Prepare for ``Coalescer.extend``: the next segment has this header but for the fields that step."""
         self.owner, self.plain_size, self.trailer = owner, plain_size, trailer
         self.end = self.header + self.size
-        self.sequence_shift = (self.header - self.transport) * 8 - 64
-        self.next_mask = self.mask | _unmerged(self.transport, self.header)
+        self.next_mask = self.mask | _unmerged(self.transport, self.header, self.protocol)
         self.next_match = self.numbers[0] & self.next_mask
+        if self.protocol == TCP:
+            self.sequence_shift, self.sequence_mask, self.step = (
+                (self.header - self.transport) * 8 - 64, _LOW, self.size
+            )  # fmt: skip
+        else:  # datagrams are not numbered
+            self.sequence_shift = self.sequence_mask = self.step = self.next_sequence = 0
 
     def frames(self) -> list[WriteFrame]:
         """Return the buffers of writes: one superpacket of good segments, and each bad one as it came."""
@@ -185,12 +190,15 @@ class Coalescer:
         ):
             return False
         number = int.from_bytes(plain[: run.header], "big")
-        if number & run.next_mask != run.next_match or (number >> run.sequence_shift) & _LOW != run.next_sequence:
+        sequence = (number >> run.sequence_shift) & run.sequence_mask
+        if number & run.next_mask != run.next_match or sequence != run.next_sequence:
+            return False
+        if not run.step and not number & 0xFFFF:  # a datagram without a checksum is not merged
             return False
         run.numbers.append(number)
         run.payloads.append(plain[run.header : run.end])
         run.octets += run.size
-        run.next_sequence = (run.next_sequence + run.size) & _LOW
+        run.next_sequence = (run.next_sequence + run.step) & _LOW
         return True
 
     def add(
@@ -222,7 +230,11 @@ class Coalescer:
                     run.expect(owner, plain_size, trailer)
                 self._last = run
         elif plain and protocol == UDP and udp and len(packet) >= transport + 8:
-            self._udp(packet, transport, key)
+            run = self._udp(packet, transport, key)
+            if run is not None and owner is not None:
+                if run.owner is not owner or run.plain_size != plain_size:
+                    run.expect(owner, plain_size, trailer)
+                self._last = run
         else:
             self._frames.append((PLAIN_VNET, packet))
 
@@ -256,7 +268,8 @@ class Coalescer:
             return None
         return run
 
-    def _udp(self, packet: bytes, transport: int, key: bytes) -> None:
+    def _udp(self, packet: bytes, transport: int, key: bytes) -> _Run | None:
+        """Merge a datagram or start a run with it; return the run if it is still open."""
         header = transport + 8
         size = len(packet) - header
         if (
@@ -266,13 +279,15 @@ class Coalescer:
         ):
             self._runs.pop(key, None)
             self._frames.append((PLAIN_VNET, packet))
-            return
+            return None
         number = int.from_bytes(packet[:header], "big")
         run = self._runs.get(key)
         if run is None or number & run.mask != run.match or not self._joins(run, packet, number, size):
             run = self._start(_Run(packet, transport, header, UDP, number), key)
         if size < run.size:
             self._runs.pop(key, None)
+            return None
+        return run
 
     def _joins(self, run: _Run, packet: bytes, number: int, size: int) -> bool:
         """Append a segment to *run* if sizes and identification allow."""
@@ -317,10 +332,13 @@ def _mask(transport: int, header: int, protocol: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _unmerged(transport: int, header: int) -> int:
-    """Return the bits of the length field and of PSH: equal in full segments that do not end a run."""
+def _unmerged(transport: int, header: int, protocol: int) -> int:
+    """Return the bits of the length fields and of PSH: equal in full segments that do not end a run."""
     mask = bytearray(header)
     at = 2 if transport == 20 else 4
     mask[at : at + 2] = b"\xff\xff"
-    mask[transport + 13] = 0xFF
+    if protocol == TCP:
+        mask[transport + 13] = 0xFF
+    else:
+        mask[transport + 4 : transport + 6] = b"\xff\xff"
     return int.from_bytes(mask, "big")

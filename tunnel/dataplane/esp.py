@@ -24,7 +24,8 @@ DUMMY = 59
 HEADER_SIZE = 8
 
 _HEADER = struct.Struct("!II")
-_HEADER_IV = struct.Struct("!IIQ")
+#: The same with the IV of an AEAD cipher.
+HEADER_IV = struct.Struct("!IIQ")
 _LOW = 0xFFFF_FFFF
 
 
@@ -66,7 +67,7 @@ def _seal_aead(
 ) -> list[bytes]:
     """RFC 4106 sections 3 to 5, RFC 7634 section 2. The inner loop of the sending side: plain on purpose."""
     spi, esn, salt = sa.params.spi, sa.params.suite.esn, transform.salt
-    encrypt, pack, join = transform.cipher.encrypt, _HEADER_IV.pack, b"".join
+    encrypt, pack, join = transform.cipher.encrypt, HEADER_IV.pack, b"".join
     trailers = trailers_of(next_header)
     packets: list[bytes] = []
     append = packets.append

@@ -26,6 +26,7 @@ from tunnel.dataplane.lookup import find_outbound, may_match
 from tunnel.dataplane.mss import clamped
 from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
 from tunnel.dataplane.sad import OutboundSa, Sad
+from tunnel.dataplane.singles import Singles
 from tunnel.dataplane.transmit import Transmissions
 from tunnel.dataplane.until import Until
 
@@ -59,6 +60,7 @@ class Outbound:
         self._cache: dict[Hashable, OutboundSa] = {}
         self._verdicts: dict[Hashable, _Verdict] = {}
         self._transmissions = Transmissions(ledger.outputs)
+        self._singles = Singles(ledger, self._transmissions)
         #: Entries with an Acquire outstanding, and until when the others are refused.
         self._acquiring: set[str] = set()
         self._refused = Until(_REMEMBERED)
@@ -85,8 +87,12 @@ class Outbound:
 
     def burst(self, frames: list[TunFrame], now: Nanos) -> None:
         """Protect packets from the TUN. One lookup a frame, whatever number of packets it stands for."""
-        for item in frames:
-            self._ledger.outbound_in += self._one(item.data, now, None)
+        index, total = 0, len(frames)
+        while index < total:
+            sealed = self._singles.seal(frames, index, self._cache, now)
+            if not sealed:
+                self._ledger.outbound_in += self._one(frames[index].data, now, None)
+            index += sealed or 1
         self._transmissions.flush()
 
     def release(self, entry: str, now: Nanos) -> None:

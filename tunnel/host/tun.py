@@ -34,6 +34,8 @@ _LADDER = (
 OFFLOAD_NONE = _LADDER[-1][1]
 #: virtio header and the largest IP packet.
 _SLOT = 10 + 65536
+#: Octets of one read: a few milliseconds of work.
+_READ_OCTETS = 1 << 20
 _QUEUE = 1000
 
 
@@ -77,8 +79,9 @@ class Tun:
             raise HostError(f"the MTU of {self.name} cannot be set to {mtu}: {error.strerror}") from error
 
     def read(self, limit: int) -> list[TunFrame]:
-        """Return what is ready, *limit* frames at the most. TunGone when the device was deleted."""
+        """Return what is ready, *limit* frames or a mebibyte at the most. TunGone when the device was deleted."""
         frames: list[TunFrame] = []
+        octets = 0
         view, fd, buffers = self._view, self.fd, [self._slot]
         while len(frames) < limit:
             try:
@@ -90,6 +93,9 @@ class Tun:
             if size == 0:
                 break
             frames.append(TunFrame(bytes(view[:size])))
+            octets += size
+            if octets >= _READ_OCTETS:
+                break
         return frames
 
     def write(self, frames: Sequence[tuple[Buffer, ...]]) -> None:
