@@ -17,21 +17,27 @@ _TAG = 16
 class HalfOpenTable:
     """Which IKE SAs wait for IKE_AUTH, by the request that made them, counted in all and by source prefix."""
 
-    __slots__ = ("_by_number", "_by_request", "_prefixes", "_settings")
+    __slots__ = ("_by_number", "_by_request", "_loaded_until", "_prefixes", "_settings")
 
     def __init__(self, settings: IkeSettings) -> None:
         self._settings = settings
         self._by_request: dict[bytes, int] = {}
         self._by_number: dict[int, tuple[bytes, tuple[int, int]]] = {}
         self._prefixes: Counter[tuple[int, int]] = Counter()
+        self._loaded_until: Nanos = 0
 
     def __len__(self) -> int:
         return len(self._by_number)
 
-    @property
-    def loaded(self) -> bool:
-        """Whether newcomers must bring a cookie."""
-        return len(self) >= self._settings.cookie_threshold
+    def loaded(self, now: Nanos) -> bool:
+        """Whether newcomers must bring a cookie: while there are many, and for a while after.
+
+        Who was told to bring one may have repeated the request without it already. If that one made an IKE SA, the
+        initiator would sign the request with the cookie (section 2.15), and its AUTH would not verify.
+        """
+        if len(self) >= self._settings.cookie_threshold:
+            self._loaded_until = now + self._settings.cookie_linger
+        return now < self._loaded_until
 
     def room(self, source: Endpoint, *, known: bool) -> bool:
         """Whether one more half-open IKE SA from *source* is within bounds.

@@ -40,6 +40,8 @@ class IkeSettings:
     half_open_time: Nanos = 30 * SECOND
     #: Cookies are demanded from this many half-open IKE SAs (section 2.6).
     cookie_threshold: int = 20
+    #: And for this long after there were so many: longer than a request is on its way, or waits in a queue.
+    cookie_linger: Nanos = 30 * SECOND
     #: Half-open IKE SAs in all, and of one /24 or /48; beyond, IKE_SA_INIT is dropped.
     half_open_limit: int = 2000
     half_open_per_prefix: int = 64

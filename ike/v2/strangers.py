@@ -79,7 +79,7 @@ class Strangers:
         nonce = message.first(NoncePayload)
         if nonce is None:
             raise WireError("IKE_SA_INIT without a nonce")
-        if core.half_open.loaded:
+        if core.half_open.loaded(now):
             cookie = message.notify(NotifyType.COOKIE)
             proof = b"" if cookie is None else cookie.data
             if not self._cookies.accepts(proof, path.remote, header.spi_i, nonce.data, now):

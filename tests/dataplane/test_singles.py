@@ -68,7 +68,10 @@ def _checksum_left(packet: bytes, start: int, offset: int, change: int = 0) -> b
 FRAMES = st.one_of(
     st.builds(lambda data, tos: tun(udp4(data, tos=tos)), st.binary(max_size=200), st.sampled_from([0, 0, 8, 1])),
     st.builds(lambda data: tun(udp6(data)), st.binary(max_size=200)),
-    st.builds(lambda data, flags: tun(tcp4(data, flags=flags)), st.binary(max_size=90), st.sampled_from([0x10, 2, 1, 0x18, 4, 0x12])),
+    st.builds(
+        lambda data, flags: tun(tcp4(data, flags=flags)),
+        st.binary(max_size=90), st.sampled_from([0x10, 2, 1, 0x18, 4, 0x12]),
+    ),
     st.builds(
         lambda data, change, odd: _checksum_left(udp4(data), 20, 6 + odd, change),
         st.binary(max_size=90), st.sampled_from([0, 0, 0, 1]), st.sampled_from([0, 0, 0, 2]),

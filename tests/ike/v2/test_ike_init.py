@@ -146,6 +146,26 @@ def test_invalid_ke_then_cookie() -> None:
     assert pair.b.endpoint.counters()["cookie demanded"] == 1
 
 
+def test_a_request_repeated_after_the_rush_still_needs_its_cookie() -> None:
+    # Had the repeated one made an IKE SA, A would sign the request that has the cookie, and its AUTH not verify.
+    pair = Pair(settings_b=IkeSettings(cookie_threshold=1, half_open_time=SECOND // 10))
+    stranger = Pair()
+    stranger.acquire(stranger.a)
+    pair.b.endpoint.receive(Path(Endpoint(B, 500), Endpoint(A, 7777)), stranger.take().ike, pair.now)
+    while pair.b.endpoint.poll() is not None:
+        pass
+    pair.acquire(pair.a)
+    request = pair.take()
+    pair.deliver(request)
+    pair.tick(SECOND // 5)
+    assert pair.b.states(pair.now) == [], "the rush is over"
+    pair.deliver(request)
+    pair.run()
+    assert pair.agree()
+    assert len(pair.a.live) == 1
+    assert pair.b.endpoint.counters()["cookie demanded"] == 2
+
+
 def test_a_group_that_was_not_offered_is_not_taken() -> None:
     pair = Pair()
     pair.acquire(pair.a)
