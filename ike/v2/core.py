@@ -13,6 +13,7 @@ from ike.v2.settings import IkeSettings
 from ike.wire.message import Message
 from ike.wire.payloads import Payload
 from policy.clock import Entropy, Nanos
+from policy.model import Encapsulation
 from policy.path import IpAddress, Path
 from policy.spd import Disposition, Snapshot, SpdEntry
 
@@ -59,6 +60,8 @@ class Core:
         #: Source address to each remote address, as the host knows it.
         self.sources: dict[IpAddress, IpAddress] = {}
         self._told: dict[tuple[str, str], Nanos] = {}
+        #: What entries of each peer say of encapsulation, under the snapshot that it was looked up in.
+        self._encapsulations: tuple[Snapshot, dict[str, frozenset[Encapsulation]]] = (self.snapshot, {})
         self._sa_count = 0
         self._child_count = 0
 
@@ -95,6 +98,16 @@ class Core:
         found = [] if known is None else [self.entry(entry_id) for entry_id in known.entries]
         found += [e for e in self.dynamic.values() if e.protection is not None and e.protection.peer == peer]
         return [entry for entry in found if entry is not None and entry.protection is not None]
+
+    def encapsulations(self, peer: str) -> frozenset[Encapsulation]:
+        """Return what the entries of *peer* say of encapsulation; asked at every dial, of thousands of entries."""
+        snapshot, known = self._encapsulations
+        if snapshot is not self.snapshot or peer not in known:
+            known = known if snapshot is self.snapshot else {}
+            found = [entry.protection for entry in self.entries_of(peer)]
+            known[peer] = frozenset(each.encapsulation for each in found if each is not None)
+            self._encapsulations = (self.snapshot, known)
+        return known[peer]
 
     def forget_dynamic(self, entry_id: str) -> None:
         """Forget a dynamic entry that has no Child SA any more."""

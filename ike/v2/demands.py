@@ -300,8 +300,7 @@ class Demands:
 
     def _first_path(self, peer: PeerEntry, local: IpAddress, remote: IpAddress) -> Path:
         """Port 500, or 4500 at once where policy asks for UDP encapsulation (section 2.23 allows either)."""
-        wanted = [e.protection.encapsulation for e in self._core.entries_of(peer.name) if e.protection is not None]
-        port = NATT_PORT if Encapsulation.UDP in wanted else IKE_PORT
+        port = NATT_PORT if Encapsulation.UDP in self._core.encapsulations(peer.name) else IKE_PORT
         return Path(Endpoint(local, port), Endpoint(remote, port))
 
     def _source(self, remote: IpAddress, entry_id: str) -> IpAddress | None:

@@ -256,13 +256,10 @@ def _no_common(core: Core, mismatch: Mismatch, path: Path) -> IkeError:
 
 def _wants_udp(core: Core, peer: str) -> bool:
     """Whether an entry of *peer* asks for UDP encapsulation whatever is on the way."""
-    return any(
-        entry.protection is not None and entry.protection.encapsulation is Encapsulation.UDP
-        for entry in core.entries_of(peer)
-    )
+    return Encapsulation.UDP in core.encapsulations(peer)
 
 
 def _udp_between(sa: IkeSa, peer: str) -> bool:
     """Whether policy and peer prefer UDP without a NAT."""
-    wanted = {entry.protection.encapsulation for entry in sa.core.entries_of(peer) if entry.protection is not None}
+    wanted = sa.core.encapsulations(peer)
     return Encapsulation.UDP in wanted or (sa.mirrorgate and Encapsulation.AUTO in wanted)
