@@ -420,6 +420,7 @@ def test_a_fragment_without_ports_does_not_slip_past_an_entry_that_wants_ports(l
 
 
 def test_overlapping_inner_fragments_are_passed_on_as_they_are() -> None:
+    """Class of CVE-2022-34718 and CVE-2022-27666."""
     # A tunnel does not reassemble; whoever does, sees what was sent.
     fragments = [ip4(99, bytes(24), flags=0x2000), ip4(99, bytes(24), flags=0x2001), ip4(99, bytes(16), flags=2)]
     plane = receiver()

@@ -343,6 +343,35 @@ def test_routes_and_rules_that_were_taken_away_come_back(
     assert capture.crossed().clear == ()
 
 
+@pytest.mark.parametrize(
+    "lure",
+    [
+        ("route", "add", "10.2.0.0/25", "via", "10.9.0.254"),
+        ("route", "add", "10.2.0.5/32", "via", "10.9.0.254"),
+        ("addr", "add", "10.2.0.77/24", "dev", "wan"),
+        ("rule", "add", "to", "10.2.0.0/24", "lookup", "main", "pref", "10"),
+    ],
+    ids=["more specific", "host route", "the far LAN is here", "a rule before ours"],
+)
+def test_no_route_leads_around_the_tunnel(two_sites: Sites, directory: Directory, lure: tuple[str, ...]) -> None:
+    """What a rogue DHCP server can hand out: CVE-2023-36672 and CVE-2023-35838 (TunnelCrack), CVE-2024-3661."""
+    gateway = two_sites.gateway_a
+    with Capture(two_sites.internet) as capture, tunnel(two_sites, directory) as (one, _):
+        assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        gateway.ip(*lure)
+        try:
+            for source in (two_sites.lan_a, gateway):
+                source.ping(LAN_B, count=3, wait=1)
+            one.kill()
+            two_sites.lan_a.ping(LAN_B, wait=1)
+            gateway.ip(lure[0], "del", *lure[2:])
+            one.start()
+            wait_for(lambda: two_sites.lan_a.ping(LAN_B, wait=1).returncode == 0, "traffic again")
+        finally:
+            gateway.ip(lure[0], "del", *lure[2:], check=False)
+    assert capture.crossed().clear == ()
+
+
 def test_a_reload_while_the_tun_is_gone(two_sites: Sites, directory: Directory) -> None:
     with Capture(two_sites.internet) as capture, tunnel(two_sites, directory) as (one, _):
         assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0

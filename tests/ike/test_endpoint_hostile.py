@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from ike.events import ChildInstalled
 from ike.v2.channel import Channel
 from ike.wire.header import Header
 from ike.wire.payloads import (
@@ -26,7 +27,7 @@ from ike.wire.payloads import (
 from policy.clock import SECOND
 from policy.pad import Identity
 from policy.proposals import Group
-from tests.support.ike_pair import Pair, selector, site_a, site_b
+from tests.support.ike_pair import Pair, selector, site_a, site_b, with_peer
 
 Change = Callable[[list[Payload]], list[Payload]]
 
@@ -120,3 +121,47 @@ def test_wrong_payloads(
         pair.wait(60 * SECOND)
     assert pair.a.live
     assert pair.a.live[-1].spi_out in {sa.spi_in for sa in pair.b.live}
+
+
+def installed(pair: Pair) -> int:
+    return sum(isinstance(each, ChildInstalled) for node in (pair.a, pair.b) for each in node.history)
+
+
+def test_what_was_deleted_is_not_used_again() -> None:
+    """CVE-2023-30570, CVE-2023-38710, CVE-2024-2357: messages for SAs that an error or a Delete ended."""
+    pair = Pair()
+    pair.connect()
+    for node in (pair.a, pair.b):
+        node.endpoint.rekey_child(node.live[0].child, pair.now)
+        pair.drain(node)
+    pair.run()
+    pair.a.endpoint.rekey_ike("gw-b", pair.now)
+    pair.drain(pair.a)
+    pair.run()
+    pair.a.endpoint.terminate_peer("gw-b", pair.now)
+    pair.drain(pair.a)
+    pair.run()
+    assert pair.a.live == pair.b.live == []
+    before = installed(pair)
+    for datagram in [*pair.a.sent, *pair.b.sent]:
+        pair.deliver(datagram)
+    pair.run()
+    assert pair.a.live == pair.b.live == []
+    pair.wait(120 * SECOND)
+    assert installed(pair) == before
+    assert pair.a.endpoint.status(pair.now) == pair.b.endpoint.status(pair.now) == []
+
+
+def test_what_a_peer_calls_itself_stays_one_printable_line() -> None:
+    """CVE-2023-28771: what a peer says goes to the log, and must not be able to say more there than its name."""
+    hostile = "gw-b\n2026 info ready: all is well; $(reboot) `id` \x1b[2J\u202e"
+    snapshot = with_peer(site_b(), local_id=Identity.parse(hostile))
+    pair = Pair(site_a(), snapshot)
+    pair.acquire(pair.a)
+    pair.run()
+    assert pair.a.live == []
+    events = [event for node in (pair.a, pair.b) for event in node.events]
+    assert any("gw-b\\n2026" in event.message for event in events)
+    for event in events:
+        for text in (event.message, *map(str, event.fields.values())):
+            assert text.isprintable(), text

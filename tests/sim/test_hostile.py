@@ -123,6 +123,7 @@ def test_a_flood_of_ike_sa_init(spoofed: bool) -> None:
 
 
 def test_a_new_peer_gets_through_a_flood() -> None:
+    """Class of CVE-2020-3230: half-open exhaustion."""
     scene = sites(keep_packets=True)
     random = Random(8)
     scene.establish()

@@ -96,6 +96,7 @@ def test_further_children_reuse_the_ike_sa() -> None:
 
 
 def test_answer_wider_than_asked_is_refused() -> None:
+    """Class of CVE-2023-23009: selectors that are not what was asked for."""
     asked = ((selector("10.1.0.0/24"),), (selector("10.2.0.0/24"),))
     assert accepted_pairs(asked, asked) == (pair_of("10.1.0.0/24", "10.2.0.0/24"),)
     assert accepted_pairs(asked, ((selector("10.1.0.0/23"),), asked[1])) is None
