@@ -178,9 +178,9 @@ async def test_bursts_in_and_outputs_out(bench: Bench) -> None:
 
 
 async def test_a_readiness_moves_one_bounded_burst(bench: Bench) -> None:
-    bench.tun.ready(40)
+    bench.tun.ready(150)
     await bench.turn()
-    assert [count for _, count in bench.gateway.inputs] == [16, 16, 8]
+    assert [count for _, count in bench.gateway.inputs] == [64, 64, 22]
 
 
 async def test_the_timer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
