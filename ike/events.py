@@ -73,6 +73,10 @@ class ChildSa:
     replaces: int | None = None
     follow_nat: bool = False
     replay_window: int = 1024
+    #: See ``SaParams``: only where the peer agreed to receive it.
+    padding: int = 0
+    dummies: int = 0
+    later_fragments: bool = False
     #: When the endpoint means to rekey it, for the operator to see.
     rekey_at: int | None = None
     #: A NAT is between the ends (transport mode repairs checksums then).

@@ -49,9 +49,8 @@ def _rule(rule: Rule) -> list[ConfigError]:
     action = rule.filter_action
     proposals = [proposal for method in action.methods for proposal in method.protocols]
     found = _ciphers(proposals, action.where, f"{name}: its filter action {quoted(action.name)}")
-    return (
-        found + _fallback(rule, name) + _bare(rule, name) + _authentication(rule.authentication, rule.where, name)
-    )
+    found += _fallback(rule, name) + _padding(rule, name) + _bare(rule, name)
+    return found + _authentication(rule.authentication, rule.where, name)
 
 
 def _ciphers(proposals: Sequence[Proposal], where: Where, name: str) -> list[ConfigError]:
@@ -74,6 +73,22 @@ def _fallback(rule: Rule, name: str) -> list[ConfigError]:
             f"{name} has a tunnel_endpoint, and its filter action {quoted(rule.filter_action.name)} says "
             "fallback_clear = true: clear traffic is for hosts, not for what is behind a gateway",
             "give the tunnel's rule a filter action without fallback_clear",
+        )
+    ]
+
+
+def _padding(rule: Rule, name: str) -> list[ConfigError]:
+    """Padding is cut off by the length of the inner IP header (RFC 4303 section 2.7): only a tunnel has one."""
+    action = rule.filter_action
+    if rule.tunnel_endpoint is not None or not (action.traffic_padding or action.dummy_packets):
+        return []
+    word = "traffic_padding" if action.traffic_padding else "dummy_packets"
+    return [
+        ConfigError(
+            rule.where,
+            f"{name} has no tunnel_endpoint, and its filter action {quoted(action.name)} says {word}: "
+            "only tunnels can hide how much is said",
+            f"give the rule a filter action without {word}, or write tunnel_endpoint",
         )
     ]
 

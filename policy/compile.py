@@ -260,6 +260,8 @@ class _Compiler:
             fallback_clear=action.fallback_clear,
             encapsulation=action.encapsulation,
             replay_window=action.replay_window,
+            padding=0 if transport else action.traffic_padding,
+            dummies=0 if transport else action.dummy_packets,
         )
 
     def _endpoint(self, rule: Rule) -> IpAddress | None:

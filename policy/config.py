@@ -332,6 +332,8 @@ class _Builder:
             fallback_clear=table.fallback_clear,
             encapsulation=Encapsulation(table.encapsulation),
             replay_window=table.replay_window,
+            traffic_padding=table.traffic_padding,
+            dummy_packets=table.dummy_packets,
             description=table.description,
             where=reader.at_key(*path),
         )

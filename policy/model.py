@@ -111,6 +111,10 @@ class SecurityMethod:
     text: str = ""
 
 
+#: As ``traffic_padding``: every packet is as large as the path allows.
+FULL_PADDING = 65535
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterAction:
     """Permit, block, or negotiate with security methods in order of preference."""
@@ -125,6 +129,10 @@ class FilterAction:
     encapsulation: Encapsulation = Encapsulation.AUTO
     #: Replay window in packets, 64 to 8192 (RFC 4303 section 3.4.3).
     replay_window: int = 1024
+    #: In tunnels: octets that packets are padded to a multiple of (RFC 4303 section 2.7), 0 for none; and dummy
+    #: packets a second (section 2.6). Both hide how much is said.
+    traffic_padding: int = 0
+    dummy_packets: int = 0
     description: str = ""
     where: Where = field(default=NOWHERE, compare=False)
 

@@ -23,6 +23,7 @@ from policy.texts import (
     parse_address,
     parse_duration,
     parse_endpoint,
+    parse_padding,
     parse_ports,
     parse_protocol,
     parse_size,
@@ -217,6 +218,8 @@ class FilterActionTable(Table):
     fallback_clear: bool = False
     encapsulation: Literal["auto", "udp", "none"] = "auto"
     replay_window: int = Field(default=1024, ge=64, le=8192)
+    traffic_padding: Annotated[int, _meaning(parse_padding, text_only=False)] = 0
+    dummy_packets: int = Field(default=0, ge=0, le=100)
 
 
 class LifetimeTable(Table):

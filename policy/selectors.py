@@ -257,6 +257,20 @@ class SelectorPair:
             and self.local.contains(flow.protocol, flow.destination, flow.destination_port)
         )
 
+    def matches_inbound_but_ports(self, flow: Flow) -> bool:
+        """Whether a packet that arrives might match, whatever ports it has."""
+        return (
+            flow.version == self.local.addresses.version
+            and self.protocol in (ANY_PROTOCOL, flow.protocol)
+            and self.remote.addresses.contains(flow.source)
+            and self.local.addresses.contains(flow.destination)
+        )
+
+    @property
+    def any_ports(self) -> bool:
+        """Whether packets match whatever ports they have."""
+        return self.local.ports.is_any and self.remote.ports.is_any
+
     def __str__(self) -> str:
         return f"{self.local} <-> {self.remote}"
 

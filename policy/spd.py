@@ -50,6 +50,9 @@ class Protection:
     fallback_clear: bool = False
     encapsulation: Encapsulation = Encapsulation.AUTO
     replay_window: int = 1024
+    #: Octets that tunnel-mode packets are padded to a multiple of (RFC 4303 section 2.7); dummy packets a second.
+    padding: int = 0
+    dummies: int = 0
     #: A pair of SAs that carried nothing for this long is deleted; None: never.
     idle: Nanos | None = None
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from policy.clock import SECOND, Nanos
 from policy.icmp import icmp_ports, icmp_types, is_icmp
-from policy.model import AddressSpec, DnsName, Server, Special, TunnelEndpoint
+from policy.model import FULL_PADDING, AddressSpec, DnsName, Server, Special, TunnelEndpoint
 from policy.path import IpAddress
 from policy.problems import TextError, nearest, quoted
 from policy.selectors import ANY_PROTOCOL, PORT_PROTOCOLS, AddressRange, Flow, PortRange
@@ -52,6 +52,7 @@ _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _SERVERS = tuple(kind.value for kind in Server)
 _ADDRESS_WORDS = ("any", "me", *_SERVERS)
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z", re.ASCII)
+_MAX_PADDING = 1400
 _NUMBER = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
 _MEASURE = re.compile(r"([0-9]{1,18})\s*([A-Za-z]*)\Z", re.ASCII)
 _TIME_UNITS: Mapping[str, int] = MappingProxyType({"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800})
@@ -122,6 +123,18 @@ def parse_ports(value: object) -> PortRange:
     if first > last:
         raise TextError(f"the port range {first}-{last} runs backwards", f'write "{last}-{first}"')
     return PortRange(first, last)
+
+
+def parse_padding(value: object) -> int:
+    """Return how many octets packets are padded to a multiple of; "mtu" is ``FULL_PADDING``. Raises TextError."""
+    if value == "mtu":
+        return FULL_PADDING
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_PADDING:
+        raise TextError(
+            f'must be 0 to {_MAX_PADDING} octets, or "mtu"',
+            'such as 256: packets are padded to a multiple of it; "mtu": all are as large as the path allows',
+        )
+    return value
 
 
 def parse_protocol(value: object) -> int:

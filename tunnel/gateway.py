@@ -32,6 +32,7 @@ from policy.spd import Snapshot, SpdEntry
 from tunnel.children import Children, EntryState
 from tunnel.commands import execute
 from tunnel.control import ControlFactory, IkeControl
+from tunnel.cover import Cover
 from tunnel.dataplane.contract import (
     Acquire,
     Activated,
@@ -79,6 +80,7 @@ class Gateway:
         self._compiled = self.snapshot
         self.children = Children()
         self.soft = SoftSas()
+        self._cover = Cover(entropy)
         self._outputs: deque[Output] = deque()
         self._pending: deque[_Pending] = deque()
         self._tun_mtu: int | None = None
@@ -150,6 +152,8 @@ class Gateway:
         self._begin()
         for draining in self.children.drained(now):
             self._delete(draining.spi_in, inbound=True, child=draining.child)
+        for dummy, octets in self._cover.due(now):
+            self.dataplane.send_dummy(dummy, octets, now)
         for pair in self.soft.expired(now):
             self._end_soft(pair, "its time is up", told=False)
         self._end_unused(now)
@@ -189,7 +193,8 @@ class Gateway:
     def deadline(self) -> Nanos | None:
         """Return when ``handle_timeout`` is next wanted, None if never. Valid after ``poll`` returned None."""
         candidates = (
-            self.children.deadline(), self.soft.deadline(), self.dataplane.deadline(), self.ike.deadline()
+            self.children.deadline(), self.soft.deadline(), self._cover.deadline(), self.dataplane.deadline(),
+            self.ike.deadline(),
         )  # fmt: skip
         return min((at for at in candidates if at is not None), default=None)
 
@@ -313,6 +318,7 @@ class Gateway:
         entry = self.snapshot.spd.entry(sa.entry)
         idle = None if entry is None or entry.protection is None else entry.protection.idle
         self.children.install(sa, now, idle)
+        self._cover.begin(sa.child, sa.dummies, now)
         pair = None if entry is None else pair_of(entry)
         if pair is not None and self.soft.has(pair):
             self._end_soft(pair, "the peer speaks IPsec now", told=True)
@@ -335,6 +341,7 @@ class Gateway:
 
     def _remove(self, removed: ChildRemoved, now: Nanos) -> None:
         """Outbound goes at once; the inbound half still receives what is in flight."""
+        self._cover.end(removed.child)
         installed = self.children.remove(removed.child, removed.reason)
         if installed is None:
             return  # refused when it was to be installed
@@ -454,4 +461,6 @@ def _params(sa: ChildSa, *, inbound: bool) -> SaParams:
         follow_nat=sa.follow_nat,
         nat=sa.nat,
         bundle=sa.bundle,
+        padding=sa.padding,
+        later_fragments=sa.later_fragments,
     )

@@ -107,6 +107,9 @@ class Agreed:
     keys_in: ChildKeys
     keys_out: ChildKeys
     outer: AgreedHalf | None = None
+    #: The peer takes padding behind packets, and dummy packets; later fragments pass selectors with ports.
+    tfc: bool = False
+    later_fragments: bool = False
 
 
 def install(
@@ -180,6 +183,9 @@ def _child_sa(sa: IkeSa, child: Child, agreed: Agreed, rekey_at: Nanos | None) -
         replaces=child.replaces,
         follow_nat=sa.nat_remote,
         replay_window=protection.replay_window,
+        padding=protection.padding if agreed.tfc else 0,
+        dummies=protection.dummies if agreed.tfc else 0,
+        later_fragments=agreed.later_fragments,
         rekey_at=rekey_at,
         nat=child.mode is Mode.TRANSPORT and (sa.nat_local or sa.nat_remote),
         dynamic=core.dynamic.get(child.entry),

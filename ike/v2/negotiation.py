@@ -70,6 +70,11 @@ class ChildOffer:
         """Whether we ask for transport mode."""
         return self.protection.mode is Mode.TRANSPORT
 
+    @property
+    def fragments(self) -> bool:
+        """Whether we ask that later fragments, which show no ports, pass too (NON_FIRST_FRAGMENTS_ALSO)."""
+        return not self.transport and not self.entry.selectors.any_ports
+
     def payloads(self) -> list[Payload]:
         """Return SA, [Ni, [KEi]], TSi, TSr and the notifies."""
         parts: list[Payload] = [SaPayload(self.wire.inner)]
@@ -79,7 +84,7 @@ class ChildOffer:
             parts.append(KePayload(self.kex.group, self.kex.public))
         parts += [TsPayload(True, self.local), TsPayload(False, self.remote)]
         parts += self.wire.notifies()
-        parts += _mode_notifies(self.transport)
+        parts += _mode_notifies(self.transport, fragments=self.fragments)
         return parts
 
     def accept(self, sa: IkeSa, message: Message, ni: bytes, nr: bytes) -> Agreed:
@@ -120,6 +125,8 @@ class ChildOffer:
             outer=None if outer is None else AgreedHalf(
                 suite=outer, spi_in=self.outer_spi_in, spi_out=spis[1], keys_in=around[0][1], keys_out=around[0][0]
             ),
+            tfc=_takes_padding(message, suite, self.transport),
+            later_fragments=self.fragments and _agrees_on_fragments(message),
         )  # fmt: skip
 
     def asked(self) -> str:
@@ -167,6 +174,12 @@ def answer_child(
     ke = message.first(KePayload)
     chosen = _choose(sa, message, ke, granted.entry, first=first)
     agreed, public = _agree(sa, granted, chosen, ke, (ni, nr))
+    own_transport = protection.mode is Mode.TRANSPORT
+    agreed = replace(
+        agreed,
+        tfc=_takes_padding(message, agreed.suite, own_transport),
+        later_fragments=not own_transport and _agrees_on_fragments(message),
+    )
     parts: list[Payload] = [SaPayload((replace(chosen.inner.answer, spi=agreed.spi_in.to_bytes(4, "big")),))]
     parts += ([] if first else [NoncePayload(nr)]) + public
     if granted.entry.rule == DYNAMIC:
@@ -179,7 +192,7 @@ def answer_child(
     if chosen.outer is not None and agreed.outer is not None:
         outer = replace(chosen.outer.answer, spi=agreed.outer.spi_in.to_bytes(4, "big"))
         parts += bundle.Offer((), (outer,)).notifies()
-    parts += _mode_notifies(protection.mode is Mode.TRANSPORT)
+    parts += _mode_notifies(own_transport, fragments=agreed.later_fragments)
     if granted.narrowed and _more_possible(entries, granted, seen_r, seen_i, transport=transport):
         parts.append(NotifyPayload(NotifyType.ADDITIONAL_TS_POSSIBLE))
     return parts, child
@@ -334,11 +347,24 @@ def _keys(
     return keys
 
 
-def _mode_notifies(transport: bool) -> list[Payload]:
-    notifies: list[Payload] = [NotifyPayload(NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED)]
+def _mode_notifies(transport: bool, *, fragments: bool) -> list[Payload]:
+    """Return what is said beside the selectors (section 1.3.1). That we take padding is said by silence."""
+    notifies: list[Payload] = []
     if transport:
         notifies.append(NotifyPayload(NotifyType.USE_TRANSPORT_MODE))
+    if fragments:
+        notifies.append(NotifyPayload(NotifyType.NON_FIRST_FRAGMENTS_ALSO))
     return notifies
+
+
+def _takes_padding(message: Message, suite: Suite, transport: bool) -> bool:
+    """Whether the peer takes padding and dummy packets: ESP in tunnel mode, and nothing said against it."""
+    refused = message.notify(NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED) is not None
+    return suite.protocol is ProtocolId.ESP and not transport and not refused
+
+
+def _agrees_on_fragments(message: Message) -> bool:
+    return message.notify(NotifyType.NON_FIRST_FRAGMENTS_ALSO) is not None
 
 
 def _nothing_for(

@@ -23,17 +23,23 @@ from tests.support.packets import (
     B6,
     GCM,
     Pair,
+    arrivals,
     drain,
     entry,
+    mirrored,
     packet_of,
     path,
     sa_params,
     selector_pair,
     snapshot,
     tun,
+    udp4,
+    written,
 )
-from tunnel.dataplane.contract import DropReason, Transmit, TunFrame
-from tunnel.dataplane.flow import FlowError
+from tunnel.dataplane import firsts as firsts_module
+from tunnel.dataplane.contract import DataPlaneOutput, DropReason, Transmit, TunFrame, WireDatagrams
+from tunnel.dataplane.firsts import Firsts
+from tunnel.dataplane.flow import FlowError, parse
 from tunnel.dataplane.fragments import LIFETIME, MAX_DATAGRAMS, MAX_FRAGMENTS, Datagram, Fragments
 from tunnel.dataplane.reference import ReferenceDataPlane
 
@@ -142,13 +148,88 @@ def test_a_large_datagram_waits_for_its_sa_and_leaves_fragment_by_fragment(versi
     plane.outbound([TunFrame(tun(part)) for part in parts], 1)
     drain(plane)
     assert plane.counters().held == len(parts)
-    plane.add_sa(sa_params(GCM, inbound=False, name="dns", selectors=(selected.selectors,)), 2)
+    chosen = (selected.selectors,)
+    plane.add_sa(sa_params(GCM, inbound=False, name="dns", selectors=chosen, later_fragments=True), 2)
     plane.release("dns", 2)
     assert sum(len(o.buffers) for o in drain(plane) if isinstance(o, Transmit)) == len(parts)
     plane.outbound([TunFrame(tun(part)) for part in reversed(parts)], 3)
     assert sum(len(o.buffers) for o in drain(plane) if isinstance(o, Transmit)) == len(parts)
     counters = plane.counters()
     assert (counters.outbound_in, counters.outbound_out, counters.held) == (2 * len(parts), 2 * len(parts), 0)
+
+
+def port_pair(version: int, *, agreed: bool = False) -> Pair:
+    """Two gateways whose one tunnel is for DNS, at the left the asking ones."""
+    selected = port_entry(version)
+    mirror = replace(selected, selectors=selected.selectors.mirror())
+    pair = Pair(GCM)
+    pair.left, pair.right = ReferenceDataPlane(), ReferenceDataPlane()
+    for plane, rule, inbound in ((pair.left, selected, False), (pair.right, mirror, True)):
+        plane.load(snapshot(rule), 0)
+        along = mirrored(pair.path) if inbound else pair.path
+        chosen = (rule.selectors,)
+        plane.add_sa(
+            sa_params(GCM, inbound=inbound, along=along, name="dns", selectors=chosen, later_fragments=agreed), 0
+        )
+    return pair
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_later_fragments_follow_their_first_where_both_ends_agreed(version: int) -> None:
+    pair = port_pair(version, agreed=True)
+    parts = pieces(version, bytes(range(250)) * 16)
+    sent = [item for transmit in pair.send(*map(tun, parts)) for item in arrivals(transmit)]
+    got = [packet_of(frame) for frame in written(_inbound(pair.right, sent))]
+    assert got == parts
+    # One that comes alone, or before its first, or once its first is long ago, shows no ports and is dropped.
+    other = pieces(version, bytes(4000), identification=99)
+    sent = [item for transmit in pair.send(*map(tun, other)) for item in arrivals(transmit)]
+    single = [WireDatagrams(i.path, d) for i in sent for d in _each(i)]
+    assert written(_inbound(pair.right, single[1:2])) == []
+    assert written(_inbound(pair.right, single[:1])) != []
+    assert written(_inbound(pair.right, single[2:3], now=1 + LIFETIME)) == []
+    assert pair.right.drops()[DropReason.FRAGMENT_PORTS] == 2
+
+
+def _each(item: WireDatagrams) -> list[bytes]:
+    data, size = bytes(item.data), item.segment_size or len(item.data)
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def _inbound(plane: ReferenceDataPlane, items: list[WireDatagrams], now: int = 1) -> list[DataPlaneOutput]:
+    plane.inbound(items, now)
+    return drain(plane)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_where_the_peer_did_not_agree_the_datagram_goes_whole(version: int) -> None:
+    pair = port_pair(version)
+    parts = pieces(version, b"q" * 4000)
+    (transmit,) = pair.send(*map(tun, parts))
+    assert not transmit.df, "the outer packet is fragmented"
+    assert len(transmit.buffers) == 1
+    ((frame,),) = [written(_inbound(pair.right, arrivals(transmit)))]
+    assert packet_of(frame).endswith(b"q" * 4000)
+    counters = pair.left.counters()
+    assert (counters.outbound_in, counters.outbound_out, counters.esp_out) == (len(parts), len(parts), 1)
+    assert pair.left.drops()[DropReason.TOO_BIG] == 0
+
+
+def test_a_large_packet_is_not_cut_inside_where_the_peer_did_not_agree() -> None:
+    for agreed, count, df in ((True, 3, True), (False, 1, False)):
+        pair = port_pair(4, agreed=agreed)
+        large = udp4(bytes(4000), dport=53, flags=0)
+        transmits = pair.send(tun(large))
+        assert sum(len(transmit.buffers) for transmit in transmits) == count
+        assert {transmit.df for transmit in transmits} == {df}
+
+
+def test_first_fragments_that_are_remembered_are_bounded() -> None:
+    firsts = Firsts()
+    for number in range(2 * firsts_module.MAX_DATAGRAMS):
+        packet = udp4(bytes(24), identification=number & 0xFFFF, source=f"10.{number >> 16}.0.1", flags=0x2000)
+        firsts.accepted(1, packet, parse(packet), 0)
+    assert len(firsts) == firsts_module.MAX_DATAGRAMS
 
 
 @pytest.mark.parametrize("port", [0, 4500])

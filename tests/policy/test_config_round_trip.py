@@ -12,6 +12,7 @@ from policy.clock import SECOND
 from policy.lifetimes import Lifetime
 from policy.lint import address_text
 from policy.model import (
+    FULL_PADDING,
     ActionKind,
     AddressSpec,
     DnsName,
@@ -72,6 +73,8 @@ ACTIONS = st.builds(
     inbound_clear=st.booleans(),
     encapsulation=st.sampled_from(Encapsulation),
     replay_window=st.integers(64, 8192),
+    traffic_padding=st.integers(0, 1400) | st.just(FULL_PADDING),
+    dummy_packets=st.integers(0, 100),
     description=NAMES,
 )
 EXCHANGES = st.builds(
@@ -107,6 +110,10 @@ POLICIES = st.builds(
 
 def text_of(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def padding_text(action: FilterAction) -> str:
+    return text_of("mtu") if action.traffic_padding == FULL_PADDING else str(action.traffic_padding)
 
 
 def flag(value: bool) -> str:
@@ -145,6 +152,8 @@ def write(policy: Policy) -> str:
         f"lifetime = {{ time = {action.lifetime.time // SECOND}{limit} }}\n"
         f"inbound_clear = {flag(action.inbound_clear)}\n"
         f"encapsulation = {text_of(action.encapsulation.value)}\nreplay_window = {action.replay_window}\n"
+        f"traffic_padding = {padding_text(action)}\n"
+        f"dummy_packets = {action.dummy_packets}\n"
         f"description = {text_of(action.description)}\n"
     )
 

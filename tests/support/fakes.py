@@ -71,6 +71,9 @@ class FakeDataPlane:
     def query_sa(self, spi: int, *, inbound: bool, child: int | None = None) -> SaStats | None:
         return SaStats(3, 300, self.heard[spi], 3, {}) if spi in self.heard else None
 
+    def send_dummy(self, child: int, octets: int, now: Nanos) -> None:
+        self._called("send_dummy", child, octets)
+
     def release(self, entry: str, now: Nanos) -> None:
         self._called("release", entry)
 

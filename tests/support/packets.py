@@ -141,6 +141,8 @@ def sa_params(
     mode: Mode = Mode.TUNNEL,
     nat: bool = False,
     bundle: int | None = None,
+    padding: int = 0,
+    later_fragments: bool = False,
 ) -> SaParams:
     """Return an install request with the test keys."""
     encryption, salt, integrity = keys(suite)
@@ -164,6 +166,8 @@ def sa_params(
         follow_nat=follow_nat,
         nat=nat,
         bundle=bundle,
+        padding=padding,
+        later_fragments=later_fragments,
     )
 
 

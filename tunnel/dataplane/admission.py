@@ -5,6 +5,8 @@ RFC 4301 section 5.2 step 4; RFC 6040 section 4.2; RFC 3948 sections 3.1.2 and 5
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from policy.clock import Nanos
 from policy.path import Endpoint
 from policy.selectors import TCP
@@ -14,6 +16,7 @@ from tunnel.dataplane.contract import DropReason
 from tunnel.dataplane.ecn import decapsulate
 from tunnel.dataplane.embedded import concerns, quoted_flow
 from tunnel.dataplane.esp import DUMMY, NEXT_HEADER, trailers_of
+from tunnel.dataplane.firsts import Firsts
 from tunnel.dataplane.flow import FlowError, Parsed, parse
 from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.lookup import find_inbound
@@ -32,6 +35,9 @@ class Admission:
         self._ledger = ledger
         self._sad = sad
         self._spd = Spd()
+        self._firsts = Firsts()
+        #: The time of the burst under way.
+        self.now: Nanos = 0
 
     def load(self, snapshot: Snapshot) -> None:
         """Swap the policy: an SA whose SPD entry is gone delivers nothing any more."""
@@ -149,11 +155,29 @@ class Admission:
         if key in sa.allowed:
             return None if sa.serves else DropReason.SELECTOR_MISMATCH
         refused = self._refused(sa, parsed)
-        if refused is None and not sa.serves:
-            refused = DropReason.SELECTOR_MISMATCH
-        if refused is None and len(sa.allowed) < MAX_ALLOWED_FLOWS:
+        if refused is not None and parsed.later_fragment:
+            refused = self._refused_later(sa, parsed, packet, refused)
+        elif refused is None and parsed.fragment:
+            self._remember_first(sa, parsed, packet)
+        elif refused is None and len(sa.allowed) < MAX_ALLOWED_FLOWS:
             sa.allowed.add(key)
-        return refused
+        return DropReason.SELECTOR_MISMATCH if refused is None and not sa.serves else refused
+
+    def _refused_later(
+        self, sa: InboundSa, parsed: Parsed, packet: bytes, reason: DropReason
+    ) -> DropReason | None:
+        """A later fragment shows no ports: it may come in if the first of its datagram did, through *sa* too."""
+        try:
+            if self._firsts.follows(sa.params.child, packet[: parsed.length], self.now):
+                return None
+        except FlowError as error:
+            return error.reason
+        near = any(pair.matches_inbound_but_ports(parsed.flow) for pair in sa.params.selectors)
+        return DropReason.FRAGMENT_PORTS if near else reason
+
+    def _remember_first(self, sa: InboundSa, parsed: Parsed, packet: bytes) -> None:
+        with suppress(FlowError):
+            self._firsts.accepted(sa.params.child, packet[: parsed.length], parsed, self.now)
 
     def _refused(self, sa: InboundSa, parsed: Parsed) -> DropReason | None:
         """Return why a packet may not come in through *sa*: outside its selectors, or the SPD forbids.

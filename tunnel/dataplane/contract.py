@@ -152,8 +152,12 @@ class SaParams:
     #: AH and ESP on one packet: the Child SA of the other half. Packets go through ESP first, then AH; inbound the
     #: one is accepted only inside the other.
     bundle: int | None = None
-    #: Octets that tunnel-mode plaintexts are padded to a multiple of (RFC 4303 section 2.7), 0 for none.
-    tfc: int = 0
+    #: Octets that tunnel-mode packets are padded to a multiple of (RFC 4303 section 2.7), 0 for none; never beyond
+    #: what the path carries.
+    padding: int = 0
+    #: Both ends let later fragments, which show no ports, follow their first through selectors with ports (RFC
+    #: 7296 section 1.3.1, NON_FIRST_FRAGMENTS_ALSO).
+    later_fragments: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +298,9 @@ class DataPlane(Protocol):
 
     def query_sa(self, spi: int, *, inbound: bool, child: int | None = None) -> SaStats | None:
         """Return the counters of an SA."""
+
+    def send_dummy(self, child: int, octets: int, now: Nanos) -> None:
+        """Send a packet that means nothing on the tunnel-mode ESP SA of *child* (RFC 4303 section 2.6)."""
 
     def release(self, entry: str, now: Nanos) -> None:
         """Send the packets held for *entry*, in arrival order, now that an SA exists."""

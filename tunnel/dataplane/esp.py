@@ -86,6 +86,19 @@ def _seal_aead(
     return packets
 
 
+def padded(segments: list[Segment], multiple: int, largest: int) -> list[Segment]:
+    """Return inner packets with zeros behind them (RFC 4303 section 2.7): *multiple* octets, or *largest*.
+
+    Their own headers tell where they end.
+    """
+    result: list[Segment] = []
+    for header, payload in segments:
+        size = len(header) + len(payload)
+        wanted = min(-(-size // multiple) * multiple, largest)
+        result.append((header, b"".join((payload, bytes(wanted - size)))) if wanted > size else (header, payload))
+    return result
+
+
 def outer_overhead(path: Path) -> int:
     """Return the octets of outer IP header and, when encapsulated, UDP header."""
     return (20 if path.version == 4 else 40) + (8 if path.encapsulated else 0)

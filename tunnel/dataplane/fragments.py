@@ -171,6 +171,11 @@ class Fragments:
 _WITH_PORTS = frozenset({1, 6, 17, 33, 58, 132, 136})
 
 
+def datagram_of(packet: bytes) -> Key:
+    """Return what the fragments of one datagram have in common (RFC 791 section 3.2, RFC 8200 section 4.5)."""
+    return _piece(packet)[0]
+
+
 def _piece(packet: bytes) -> tuple[Key, Piece]:
     """Return which datagram a fragment is of, and what part of it."""
     parsed = parse(packet)

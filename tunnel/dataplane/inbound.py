@@ -57,6 +57,7 @@ class Inbound:
     def burst(self, datagrams: list[WireDatagrams], now: Nanos) -> None:
         """Open what came from the wire; segments are coalesced over the whole burst."""
         coalescer = Coalescer(self.offload)
+        self.admission.now = now
         ledger = self._ledger
         for item in datagrams:
             data = bytes(item.data)

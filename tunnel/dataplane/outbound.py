@@ -16,7 +16,7 @@ from policy.selectors import TCP
 from policy.spd import Disposition, Mode, Snapshot, SpdEntry
 from tunnel.dataplane import esp, whole
 from tunnel.dataplane.contract import Acquire, Buffer, DropReason, Expire, Transmit, TunFrame, WriteTun
-from tunnel.dataplane.esp import NEXT_HEADER, Segment
+from tunnel.dataplane.esp import DUMMY, NEXT_HEADER, Segment
 from tunnel.dataplane.flow import FlowError, Parsed
 from tunnel.dataplane.fragments import Fragments
 from tunnel.dataplane.hold import Held, Hold, HoldLimits
@@ -35,6 +35,8 @@ MAX_CACHED_FLOWS = 65536
 _UNFIT_BACKOFF = SECOND
 #: Entries whose refusal or soft SA is remembered: more than policies have, fewer than there are hosts.
 _REMEMBERED = 32_768
+#: The largest ESP packet that UDP can carry.
+_LARGEST_SEALED = 65507
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,21 @@ class Outbound:
             self._one(held.data, now, held)
         self._transmissions.flush()
 
+    def send_dummy(self, child: int, octets: int, now: Nanos) -> None:
+        """Seal a packet that means nothing, of as many octets as the SA carries at the most."""
+        for sa in self._sad.outbound_of(child):
+            spent = sa.octets >= sa.next_limit or sa.sequence + 1 >= sa.sequence_soft
+            if not sa.plain or sa.dormant or spent:
+                continue
+            dummy: list[Segment] = [(b"", bytes(max(1, min(octets, sa.capacity))))]
+            if sa.padding:
+                dummy = esp.padded(dummy, sa.padding, sa.capacity)
+            sealed = esp.seal(sa, dummy, DUMMY)
+            self._transmissions.add(id(sa), sa.path, 0, True, sealed)
+            self._transmissions.flush()
+            sa.packets += 1
+            self._ledger.esp_out += 1
+
     def expire_held(self, now: Nanos) -> None:
         """Drop what waited too long."""
         self.fragments.expire(now)
@@ -157,20 +174,21 @@ class Outbound:
             return
         entry = self._snapshot.spd.lookup_outbound(datagram.flow)
         transport = entry is not None and entry.protection is not None and entry.protection.mode is Mode.TRANSPORT
-        if transport:
+        sa = None if entry is None or transport else self._sad.choose(entry.id, datagram.flow)
+        if transport or (sa is not None and not sa.cuts):
             self._again(PLAIN_VNET + datagram.joined(), None, len(datagram.pieces), now)
             return
         for packet, outline in datagram.originals():
             self._again(PLAIN_VNET + packet, outline, 1, now)
 
     def _again(self, data: bytes, outline: Parsed | None, count: int, now: Nanos) -> None:
-        """Send what was gathered; *count* fragments are counted for it."""
+        """Send what was gathered, a fragment of known *outline* or the whole; it counts as *count* fragments."""
         try:
             frame = Frame(data)
             frame.count = count
             if outline is not None:
                 frame.parsed, frame.key = outline, (outline.flow, True)
-            self._send(frame, data, now, None)
+            self._send(frame, data, now, None, joined=outline is None)
         except FlowError as error:
             self._ledger.drop_outbound(error.reason, count)
 
@@ -179,8 +197,11 @@ class Outbound:
             self._ledger.drop_outbound(reason, count)
         self.fragments.drops.clear()
 
-    def _send(self, frame: Frame, data: Buffer, now: Nanos, held: Held | None) -> None:
-        """Seal, hold or drop a frame. Counts move only once nothing can fail any more."""
+    def _send(self, frame: Frame, data: Buffer, now: Nanos, held: Held | None, *, joined: bool = False) -> None:
+        """Seal, hold or drop a frame. Counts move only once nothing can fail any more.
+
+        Who sent the fragments that were *joined* is not told that they are too big together.
+        """
         if frame.hop_limit == 0:
             self._ledger.drop_outbound(DropReason.TTL_EXPIRED, frame.count)
             return
@@ -193,19 +214,23 @@ class Outbound:
                 del self._cache[next(iter(self._cache))]
             self._cache[frame.key] = sa
         if not sa.plain:
-            self._send_whole(sa, frame, now)
+            self._send_whole(sa, frame, now, joined=joined)
         elif frame.largest <= sa.capacity:
             self._seal(sa, frame, segments(frame), True, now)
         elif frame.version == 6 and frame.largest <= MIN_IPV6_MTU:
             # RFC 8200 section 5: no IPv6 source is told less than this; the outer packet is fragmented instead.
             self._seal(sa, frame, segments(frame), False, now)
-        elif frame.outline().dont_fragment:
+        elif not joined and frame.outline().dont_fragment:
             self._too_big(frame, sa.capacity)
-        else:
+        elif sa.cuts:
             parts = [part for one in segments(frame) for part in fragments(b"".join(one), sa.capacity)]
             self._seal(sa, frame, parts, True, now)
+        else:  # the peer would not know the ports of later fragments: the outer packet is fragmented instead
+            if esp.sealed_size(sa.transform, frame.largest) > _LARGEST_SEALED:
+                raise FlowError(DropReason.TOO_BIG)
+            self._seal(sa, frame, segments(frame), False, now)
 
-    def _send_whole(self, sa: OutboundSa, frame: Frame, now: Nanos) -> None:
+    def _send_whole(self, sa: OutboundSa, frame: Frame, now: Nanos, *, joined: bool) -> None:
         """Seal a frame in transport mode, or by AH."""
         transport = (sa.inner or sa).params.mode is Mode.TRANSPORT
         if transport and frame.parsed is not None and frame.parsed.fragment:
@@ -222,8 +247,10 @@ class Outbound:
             self._seal(sa, frame, segments(frame), False, now)
         elif frame.version == 6 and frame.largest <= MIN_IPV6_MTU:
             self._seal(sa, frame, segments(frame), False, now)
-        elif frame.outline().dont_fragment:
+        elif not joined and frame.outline().dont_fragment:
             self._too_big(frame, capacity)
+        elif not sa.cuts and frame.largest <= whole.largest(sa, frame.packet):
+            self._seal(sa, frame, segments(frame), False, now)
         else:
             parts = [part for one in segments(frame) for part in fragments(b"".join(one), capacity)]
             self._seal(sa, frame, parts, True, now)
@@ -304,6 +331,8 @@ class Outbound:
                 octets = sum(len(header) + len(payload) for header, payload in parts)
         if parts:
             if sa.plain:
+                if sa.padding:
+                    parts = esp.padded(parts, sa.padding, sa.capacity)
                 sealed = esp.seal(sa, parts, NEXT_HEADER[frame.version])
                 self._transmissions.add(id(sa), sa.path, frame.tos, df, sealed)
             else:

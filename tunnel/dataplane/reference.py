@@ -101,6 +101,10 @@ class ReferenceDataPlane:
         sa = self._sad.inbound.get(spi) if inbound else self._sad.find_outbound(spi, child)
         return None if sa is None else sa.stats()
 
+    def send_dummy(self, child: int, octets: int, now: Nanos) -> None:
+        """Send a packet that means nothing on the tunnel-mode ESP SA of *child* (RFC 4303 section 2.6)."""
+        self._outbound.send_dummy(child, octets, now)
+
     def release(self, entry: str, now: Nanos) -> None:
         """Send the packets held for *entry*, in arrival order, now that an SA exists."""
         self._outbound.release(entry, now)

@@ -66,7 +66,9 @@ class Sa:
 class OutboundSa(Sa):
     """An SA that sends: the sequence number counter and the largest packet it carries."""
 
-    __slots__ = ("capacity", "dormant", "inner", "mtu", "sequence", "sequence_limit", "sequence_soft")
+    __slots__ = (
+        "capacity", "cuts", "dormant", "inner", "mtu", "padding", "sequence", "sequence_limit", "sequence_soft"
+    )  # fmt: skip
 
     def __init__(self, params: SaParams) -> None:
         super().__init__(params)
@@ -76,6 +78,9 @@ class OutboundSa(Sa):
         #: Past this a successor is asked for: the last sixteenth is four minutes at a million packets a second.
         self.sequence_soft = self.sequence_limit - (self.sequence_limit >> 4)
         self.dormant = params.dormant
+        self.padding = params.padding
+        #: Whether fragments, of which the later show no ports, may go into it.
+        self.cuts = params.later_fragments or all(pair.any_ports for pair in params.selectors)
         #: The ESP SA whose packets go into this AH SA, where both are a bundle and there.
         self.inner: OutboundSa | None = None
         #: The largest packet from the TUN that fits the path MTU, and that MTU; kept current by the data plane.

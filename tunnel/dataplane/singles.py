@@ -44,7 +44,7 @@ class Singles:
             return 0
         key = _plain_key(first)
         sa = None if key is None else cache.get(key)
-        if sa is None or not sa.plain or not isinstance(sa.transform, Aead):
+        if sa is None or not sa.plain or sa.padding or not isinstance(sa.transform, Aead):
             return 0
         version, tos = first[VNET_SIZE] >> 4, _tos(first)
         room = min(sa.next_limit - sa.octets, 1 << 62)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ike.constants import NotifyType
+from ike.v2 import negotiation
 from ike.v2.traffic import accepted_pairs, grant, offered_sides
 from ike.wire.payloads import NotifyPayload
 from policy.clock import SECOND
@@ -147,9 +148,45 @@ def test_transport_mode_is_not_echoed_for_tunnel_entries_nor_the_reverse() -> No
 
 def test_status_notifies_that_we_do_not_know_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     extra = [NotifyPayload(50_000, data=b"?"), NotifyPayload(NotifyType.ADDITIONAL_TS_POSSIBLE)]
-    monkeypatch.setattr("ike.v2.negotiation._mode_notifies", lambda transport: extra)
+    monkeypatch.setattr("ike.v2.negotiation._mode_notifies", lambda transport, *, fragments: extra)
     pair = Pair()
     pair.connect()
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(True, True), (True, False), (False, True)])
+def test_later_fragments_pass_where_both_ends_say_so(
+    monkeypatch: pytest.MonkeyPatch, ours: bool, theirs: bool
+) -> None:
+    """RFC 7296 section 1.3.1, NON_FIRST_FRAGMENTS_ALSO: only where selectors have ports is it a question."""
+    known = negotiation._mode_notifies
+    speaking = iter([ours, theirs])
+    monkeypatch.setattr(
+        negotiation,
+        "_mode_notifies",
+        lambda transport, *, fragments: known(transport, fragments=fragments and next(speaking)),
+    )
+    narrow = {"selectors": SelectorPair(selector("10.1.0.0/24", 17), selector("10.2.0.0/24", 17, (53, 53)))}
+    mirrored = {"selectors": narrow["selectors"].mirror()}
+    pair = Pair(site_a(**narrow), site_b(**mirrored))
+    pair.connect()
+    assert pair.a.live[0].later_fragments == (ours and theirs)
+    # What only the responder would want was never asked for.
+    assert pair.b.live[0].later_fragments == ours
+    plain = Pair()
+    plain.connect()
+    assert not plain.a.live[0].later_fragments
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_padding_only_for_peers_that_take_it(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+    """RFC 7296 section 1.3.1: ESP_TFC_PADDING_NOT_SUPPORTED."""
+    if refuses:
+        notify = NotifyPayload(NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED)
+        monkeypatch.setattr(negotiation, "_mode_notifies", lambda transport, *, fragments: [notify])
+    pair = Pair(site_a(padding=256, dummies=3), site_b())
+    pair.connect()
+    assert (pair.a.live[0].padding, pair.a.live[0].dummies) == ((0, 0) if refuses else (256, 3))
+    assert (pair.b.live[0].padding, pair.b.live[0].dummies) == (0, 0)
 
 
 @st.composite
