@@ -237,6 +237,7 @@ class _Builder:
             control=reader.file.parent / table.control,
             tun=table.tun,
             log_level=table.log_level,
+            log_format=table.log_format,
             metrics=table.metrics,
             offload=table.offload,
             authentication=self._authentication,

@@ -222,6 +222,8 @@ class AgentSettings:
     control: FilePath = FilePath("/run/mirrorgate/control.sock")
     tun: str = "mg0"
     log_level: str = "info"
+    #: "human" or "json": one JSON object an event.
+    log_format: str = "human"
     metrics: str | None = None
     #: Use of TUN and UDP offloads: "auto" probes and falls back; "off" moves single packets.
     offload: str = "auto"

@@ -134,6 +134,7 @@ class AgentTable(Table):
     control: PathText = "/run/mirrorgate/control.sock"
     tun: Annotated[str, _meaning(_interface)] = "mg0"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["human", "json"] = "human"
     metrics: Annotated[str, _meaning(_listen_address)] | None = None
     offload: Literal["auto", "off"] = "auto"
     authentication: Any = None

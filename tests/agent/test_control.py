@@ -17,7 +17,7 @@ import pytest
 from ike.events import Event, Level
 from tunnel.agent import metrics
 from tunnel.agent.control import MAX_CLIENTS, MAX_LINE, ControlServer, RequestError
-from tunnel.agent.log import Log
+from tunnel.agent.log import MAX_WAITING, Log
 from tunnel.agent.requests import Requests, flow_of
 from tunnel.host.system import HostError
 from tunnel.outputs import Explain, Initiate, Rekey, Status, Terminate
@@ -262,3 +262,52 @@ def test_these_tests_leave_no_umask() -> None:
     before = os.umask(0o022)
     os.umask(before)
     assert before != 0o177
+
+
+async def test_events_are_followed_until_the_client_goes(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    log = Log("info", io.StringIO())
+    server = ControlServer(path, handler, log=log)
+    await server.start()
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b'{"command": "events"}\n')
+    assert json.loads(await reader.readline()) == {"ok": True, "result": {}}
+    log.event(Event("child_rekeyed", Level.INFO, "a\nb", {"child": 7, "peer": "x\n", "reason": None}))
+    log.event(Event("chatter", Level.DEBUG, "below the level"))
+    log.say(Level.WARNING, "host", "no route")
+    one, other = [json.loads(await reader.readline()) for _ in range(2)]
+    assert (one["event"], one["level"], one["message"]) == ("child_rekeyed", "info", "a\\nb")
+    assert one["fields"] == {"child": 7, "peer": "x\\n", "reason": None}
+    assert (other["event"], "fields" in other) == ("host", False)
+    writer.close()
+    for _ in range(100):
+        if not log._listeners:
+            break
+        await asyncio.sleep(0.01)
+    assert not log._listeners
+    server.stop()
+
+
+async def test_a_slow_listener_loses_the_oldest_and_is_told() -> None:
+    log = Log("info", io.StringIO())
+    listener = log.listen()
+    for number in range(MAX_WAITING + 5):
+        log.event(Event("e", Level.INFO, str(number)))
+    taken = await listener.take()
+    assert taken[0]["lost"] == 5
+    assert [record["message"] for record in taken[1:]] == [str(n) for n in range(5, MAX_WAITING + 5)]
+    log.event(Event("e", Level.INFO, "next"))
+    assert [record["message"] for record in await listener.take()] == ["next"]
+
+
+def test_the_log_as_json() -> None:
+    stream = io.StringIO()
+    log = Log("info", stream, form="json")
+    log.event(Event("ike_established", Level.INFO, "up", {"peer": "gw-b", "path": Path("/x"), "nat": False}))
+    (line,) = stream.getvalue().splitlines()
+    record = json.loads(line)
+    assert record.pop("time").endswith("Z")
+    assert record == {
+        "level": "info", "event": "ike_established", "message": "up",
+        "fields": {"peer": "gw-b", "path": "/x", "nat": False},
+    }  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent_process import CONFIGS, Agent, Directory, cli, tunnel
+from tests.support.agent_process import COMMAND, CONFIGS, ROOT, Agent, Directory, cli, tunnel
 from tests.support.netns import Sites, wait_for
 
 LAN_A, LAN_B = "10.1.0.5", "10.2.0.5"
@@ -132,3 +132,31 @@ def test_secrets_stay_out_of_the_log(two_sites: Sites, directory: Directory) -> 
         for agent in (one, other):
             assert agent.log()
             assert directory.secret() not in agent.log()
+
+
+def test_events_are_told_as_they_happen(two_sites: Sites, directory: Directory, tmp_path: Path) -> None:
+    with tunnel(two_sites, directory) as (one, _):
+        told = tmp_path / "events"
+        words = ("events", "--json", "--control", str(one.control))
+        follower = one.namespace.start(*COMMAND, *words, log=told, environment={"PYTHONPATH": str(ROOT)})
+        try:
+            wait_for(lambda: _follow(one, told), "the agent tells of a new Child SA", 20, every=0.5)
+        finally:
+            one.stop()
+            assert follower.wait(15) == 0, "it ends with the agent"
+        events = [json.loads(line)["event"] for line in told.read_text().splitlines()]
+        assert "child_established" in events
+
+
+def _follow(agent: Agent, told: Path) -> bool:
+    agent.run("terminate", check=False)
+    agent.run("initiate", "LAN to LAN", check=False)
+    return "child_established" in told.read_text()
+
+
+def test_status_fits_on_a_screen(two_sites: Sites, directory: Directory) -> None:
+    with tunnel(two_sites, directory) as (one, _):
+        assert two_sites.lan_a.ping("10.2.0.5", wait=8).returncode == 0
+        lines = one.run("status").stdout.splitlines()
+        assert len(lines) < 24
+        assert max(len(line) for line in lines if not line.startswith(("1 ", "Child SA"))) <= 100

@@ -79,7 +79,7 @@ def test_the_whole_example() -> None:
 
 def test_every_other_key() -> None:
     text = """
-agent = { control = "mg.sock", tun = "mg7", log_level = "debug", metrics = "[::1]:9476", offload = "off" }
+agent = { control = "mg.sock", tun = "mg7", log_level = "debug", log_format = "json", metrics = "[::1]:9476", offload = "off" }
 [[policy]]
 name = "P"
 ike = { lifetime = "4h", liveness = "off", fragment_size = 1400 }
@@ -111,6 +111,7 @@ inbound_clear = true
     loaded = load_text(text)
     agent, policy = loaded.configuration.agent, loaded.configuration.policies[0]
     assert (agent.assigned, agent.control, agent.tun) == (None, Path("/etc/mg/mg.sock"), "mg7")
+    assert agent.log_format == "json"
     assert (agent.log_level, agent.metrics, agent.offload) == ("debug", "[::1]:9476", "off")
     assert policy.ike == KeyExchange(
         proposals=DEFAULT_IKE_PROPOSALS, lifetime=Lifetime(4 * 3600 * SECOND), liveness=None, fragment_size=1400

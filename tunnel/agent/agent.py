@@ -122,7 +122,7 @@ class Agent:
             raise RequestError(f"nothing changed: {error}") from error
         finally:
             process.notify("READY=1")
-        self._log.level = _level(self._policies)
+        self._log.level, self._log.form = _level(self._policies), self._policies.configuration.agent.log_format
         for warning in self._policies.warnings:
             self._log.say(Level.WARNING, "config", str(warning))
         return self._in_force()
@@ -161,7 +161,8 @@ class Agent:
         """Claim what only one agent can have, then guard, TUN and routes; on any error undo what was done."""
         settings = self._policies.configuration.agent
         with ExitStack() as undo:
-            self._control = ControlServer(settings.control, Requests(self).handle, failed=self._failed)
+            handle = Requests(self).handle
+            self._control = ControlServer(settings.control, handle, failed=self._failed, log=self._log)
             self._control.claim()
             undo.callback(self._control.stop)
             wire = Wire(offload=settings.offload != "off", path_mtu=self._path_mtu)
@@ -431,8 +432,11 @@ def run(policies: AssignedPolicy) -> None:
     if not privileges.lacking():
         privileges.drop(privileges.NEEDED | privileges.reader_of([policies.path]))
 
+    settings = policies.configuration.agent
+    log = Log(settings.log_level, form=settings.log_format)
+
     async def life() -> None:
-        await Agent(policies, Log(policies.configuration.agent.log_level)).run()
+        await Agent(policies, log).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(life())

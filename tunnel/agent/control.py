@@ -14,6 +14,9 @@ reload                                               read the config file again
 assign     name                                      put another policy in force until reload or restart
 unassign                                             put no policy in force
 version                                              the agent's version
+events                                               ``result`` is empty; then an event a line, ``{"time",
+                                                     "level", "event", "message", "fields"}``, until the client
+                                                     goes
 ========== ========================================= ==================================================
 """
 
@@ -28,6 +31,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
+from tunnel.agent.log import Log
 from tunnel.host.system import HostError
 
 Request: TypeAlias = Mapping[str, object]
@@ -45,11 +49,17 @@ class ControlServer:
     """Serves *handler* on the socket at *path*; *failed* is told of what it raises that is no RequestError."""
 
     def __init__(
-        self, path: FilePath, handler: Handler, *, failed: Callable[[Exception], None] = lambda _error: None
+        self,
+        path: FilePath,
+        handler: Handler,
+        *,
+        failed: Callable[[Exception], None] = lambda _error: None,
+        log: Log | None = None,
     ) -> None:
         self._path = path
         self._handler = handler
         self._failed = failed
+        self._log = log
         self._clients: set[asyncio.Task[None]] = set()
         self._listening: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -114,6 +124,9 @@ class ControlServer:
         self._clients.add(task)
         try:
             while line := await reader.readline():
+                if self._log is not None and _wants_events(line):
+                    await _tell(self._log, reader, writer)
+                    break
                 writer.write(_line(await self._answer(line)))
                 await writer.drain()
         except ValueError:
@@ -138,6 +151,34 @@ class ControlServer:
         except Exception as error:  # a bug of ours costs one answer
             self._failed(error)
             return _refusal(f"internal error ({type(error).__name__}); see the agent's log")
+
+
+def _wants_events(line: bytes) -> bool:
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(request, dict) and request.get("command") == "events"
+
+
+async def _tell(log: Log, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Write events until the client closes its end. A slow one loses the oldest, and delays nobody."""
+    listener = log.listen()
+    gone = asyncio.ensure_future(reader.read())
+    try:
+        writer.write(_line({"ok": True, "result": {}}))
+        while not gone.done():
+            news = asyncio.ensure_future(listener.take())
+            await asyncio.wait({gone, news}, return_when=asyncio.FIRST_COMPLETED)
+            if not news.done():
+                news.cancel()
+                return
+            for record in news.result():
+                writer.write(_line(record))
+            await writer.drain()
+    finally:
+        log.forget(listener)
+        gone.cancel()
 
 
 def _line(answer: dict[str, object]) -> bytes:

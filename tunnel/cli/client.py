@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,23 +19,7 @@ class AgentError(Exception):
 def call(control: FilePath, command: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
     """Send one command to the agent and return its result. AgentError."""
     request = {"command": command, **(arguments or {})}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_TIMEOUT_S)
-        try:
-            sock.connect(str(control))
-        except FileNotFoundError as error:
-            raise AgentError(
-                f"no agent is running (there is no {control}); start one with: mirrorgate run CONFIG"
-            ) from error
-        except ConnectionRefusedError as error:
-            raise AgentError(
-                f"no agent answers on {control}: it was killed or crashed. The guard still blocks what the policy "
-                "protects; start the agent again with: mirrorgate run CONFIG"
-            ) from error
-        except PermissionError as error:
-            raise AgentError(f"{control} is root's: run this command as root") from error
-        except OSError as error:
-            raise AgentError(f"{control} cannot be reached: {error.strerror or error}") from error
+    with _connected(control, _TIMEOUT_S) as sock:
         try:
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as stream:
@@ -55,3 +39,39 @@ def call(control: FilePath, command: str, arguments: Mapping[str, object] | None
             f"the answer on {control} cannot be understood: is the agent of another version?"
         ) from error
     raise AgentError(error_text)
+
+
+def follow(control: FilePath) -> Iterator[dict[str, Any]]:
+    """Yield the agent's events as they happen, until it stops. AgentError."""
+    with _connected(control, None) as sock, sock.makefile("rb") as stream:
+        sock.sendall(b'{"command": "events"}\n')
+        for line in stream:
+            record = json.loads(line)
+            if "event" in record:
+                yield record
+            elif not record.get("ok"):
+                raise AgentError(str(record.get("error")))
+
+
+def _connected(control: FilePath, timeout: float | None) -> socket.socket:
+    """Return a connection to the agent. AgentError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(str(control))
+        return sock
+    except FileNotFoundError as error:
+        reason = f"no agent is running (there is no {control}); start one with: mirrorgate run CONFIG"
+        cause: OSError = error
+    except ConnectionRefusedError as error:
+        reason = (
+            f"no agent answers on {control}: it was killed or crashed. The guard still blocks what the policy "
+            "protects; start the agent again with: mirrorgate run CONFIG"
+        )
+        cause = error
+    except PermissionError as error:
+        reason, cause = f"{control} is root's: run this command as root", error
+    except OSError as error:
+        reason, cause = f"{control} cannot be reached: {error.strerror or error}", error
+    sock.close()
+    raise AgentError(reason) from cause

@@ -23,7 +23,7 @@ from policy.texts import parse_flow
 from tunnel.agent.control import RequestError
 from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, Policies, servers_of
 from tunnel.cli import render
-from tunnel.cli.client import AgentError, call
+from tunnel.cli.client import AgentError, call, follow
 from tunnel.host import addresses, names
 from tunnel.host.system import HostError
 from tunnel.version import VERSION
@@ -138,6 +138,12 @@ def _status(options: argparse.Namespace) -> int:
     return _show(options, call(options.control, "status"), render.status)
 
 
+def _events(options: argparse.Namespace) -> int:
+    for record in follow(options.control):
+        print(json.dumps(record) if options.json else render.event(record), flush=True)
+    return DONE
+
+
 def _explain(options: argparse.Namespace) -> int:
     flow = parse_flow(options.protocol, options.source, options.destination)
     if options.config is None:
@@ -238,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add("check", _check, "check config files and show the effective order of their filters", agent=False)
     command.add_argument("config", type=FilePath, metavar="CONFIG", nargs="+")
     add("status", _status, "show policy, peers, SAs, and what was dropped and why")
+    add("events", _events, "follow what happens, an event a line, until Ctrl-C or the agent's end")
     command = add(
         "explain", _explain, "explain what happens to a flow: which filter, rule, action and SA, and why"
     )

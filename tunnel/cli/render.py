@@ -41,6 +41,13 @@ def status(answer: Table) -> str:
     return "\n".join(lines)
 
 
+def event(record: Table) -> str:
+    """Return one event of the agent's stream as a line."""
+    if "lost" in record:
+        return f"({record['lost']} events were lost: this reader was too slow)"
+    return f"{record['time']} {record['level']:7} {record['event']}: {record['message']}"
+
+
 def explanation(answer: Table) -> str:
     """Return why a flow is treated as it is."""
     lines = [
@@ -129,11 +136,12 @@ def _peer(peer: Table) -> list[str]:
     lines = [f"{line} ({peer['reason']})" if peer.get("reason") and peer["state"] != "up" else line]
     for sa in peer["ike_sas"]:
         nat = "direct" if sa["nat"] in (None, "none") else f"NAT {sa['nat']}"
-        lines.append(
-            f"  IKE   {sa['spi_i']}/{sa['spi_r']} {sa['state']} as {sa['role']}, {nat}, {sa['path']}, "
-            f"{sa['suite']}, peer is {sa['remote_id'] or 'not known yet'}, age {duration(sa['age_s'])}, "
-            f"rekey in {duration(sa['rekey_in_s'])}"
-        )
+        lines += [
+            f"  IKE   {sa['spi_i']}/{sa['spi_r']} {sa['state']} as {sa['role']}, {nat}",
+            f"        {sa['path']}, {sa['suite']}",
+            f"        peer is {sa['remote_id'] or 'not known yet'}, age {duration(sa['age_s'])}, "
+            f"rekey in {duration(sa['rekey_in_s'])}",
+        ]
     return lines
 
 
