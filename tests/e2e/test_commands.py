@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from textual.widgets import DataTable
 
 from tests.support.agent_process import COMMAND, CONFIGS, ROOT, Agent, Directory, cli, tunnel
 from tests.support.netns import Sites, wait_for
+from tunnel.cli import monitor
 
 LAN_A, LAN_B = "10.1.0.5", "10.2.0.5"
 
@@ -160,3 +162,19 @@ def test_status_fits_on_a_screen(two_sites: Sites, directory: Directory) -> None
         lines = one.run("status").stdout.splitlines()
         assert len(lines) < 24
         assert max(len(line) for line in lines if not line.startswith(("1 ", "Child SA"))) <= 100
+
+
+async def test_the_monitor_watches_a_real_agent(two_sites: Sites, directory: Directory) -> None:
+    with tunnel(two_sites, directory) as (one, _):
+        assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
+        screen = monitor.Monitor(monitor.Agent(one.control), every_s=0.3)
+        async with screen.run_test(size=(80, 24)) as pilot:
+            for _ in range(50):
+                await pilot.pause(0.2)
+                table = screen.query_one("#quick-rows", DataTable)
+                if table.row_count:
+                    break
+            assert table.get_row_at(0)[:3] == ["LAN to LAN", "10.2.0.0/24", "up"]
+            before = {child["child"] for child in one.children()}
+            await pilot.press("r")
+            wait_for(lambda: {child["child"] for child in one.children()} - before, "a new Child SA")

@@ -138,6 +138,13 @@ def _status(options: argparse.Namespace) -> int:
     return _show(options, call(options.control, "status"), render.status)
 
 
+def _monitor(options: argparse.Namespace) -> int:
+    from tunnel.cli import monitor  # noqa: PLC0415 (textual: half a second, and nothing else needs it)
+
+    monitor.run(options.control)
+    return DONE
+
+
 def _events(options: argparse.Namespace) -> int:
     for record in follow(options.control):
         print(json.dumps(record) if options.json else render.event(record), flush=True)
@@ -244,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add("check", _check, "check config files and show the effective order of their filters", agent=False)
     command.add_argument("config", type=FilePath, metavar="CONFIG", nargs="+")
     add("status", _status, "show policy, peers, SAs, and what was dropped and why")
+    add("monitor", _monitor, "watch SAs, throughput, drops and events live on the terminal")
     add("events", _events, "follow what happens, an event a line, until Ctrl-C or the agent's end")
     command = add(
         "explain", _explain, "explain what happens to a flow: which filter, rule, action and SA, and why"
