@@ -202,7 +202,7 @@ class _Stage:
 
     def _load(self, side: _Side) -> None:
         for peer in side.end.snapshot.pad.peers:
-            own = None if peer.address is None else _own(side.end, peer.address)
+            own = None if peer.address is None else _own(side.end, self._other(side).end, peer.address)
             if peer.address is not None and own is not None:
                 side.gateway.source(peer.address, own, self._now)
                 self._drain(side)
@@ -356,8 +356,11 @@ def _tos(packet: bytes) -> int:
     return packet[1] if packet[0] >> 4 == 4 else (packet[0] << 4 | packet[1] >> 4) & 0xFF
 
 
-def _own(end: End, remote: IpAddress) -> IpAddress | None:
-    return next((address for address in end.addresses if address.version == remote.version), None)
+def _own(end: End, other: End, remote: IpAddress) -> IpAddress | None:
+    """Return from where *end* speaks to *remote*: where *other* expects it, else its nearest address."""
+    expected = {peer.address for peer in other.snapshot.pad.peers}
+    found = [address for address in end.addresses if address.version == remote.version]
+    return min(found, key=lambda own: (own not in expected, int(own) ^ int(remote)), default=None)
 
 
 def _entry(snapshot: Snapshot, flow: Flow, *, outbound: bool) -> SpdEntry | None:
