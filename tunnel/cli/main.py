@@ -22,7 +22,7 @@ from policy.store.files import load_file
 from policy.texts import parse_flow
 from tunnel.agent.control import RequestError
 from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, Policies, servers_of
-from tunnel.cli import render
+from tunnel.cli import rehearse, render
 from tunnel.cli.client import AgentError, call, follow
 from tunnel.host import addresses, names
 from tunnel.host.system import HostError
@@ -250,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", type=FilePath, metavar="CONFIG")
     command = add("check", _check, "check config files and show the effective order of their filters", agent=False)
     command.add_argument("config", type=FilePath, metavar="CONFIG", nargs="+")
+    _add_trials(add)
     add("status", _status, "show policy, peers, SAs, and what was dropped and why")
     add("monitor", _monitor, "watch SAs, throughput, drops and events live on the terminal")
     add("events", _events, "follow what happens, an event a line, until Ctrl-C or the agent's end")
@@ -279,6 +280,21 @@ def _parser() -> argparse.ArgumentParser:
     add("unassign", _unassign, "put no policy in force: everything passes in clear")
     add("version", _version, "show the version", agent=False)
     return parser
+
+
+def _add_trials(add: Callable[..., Any]) -> None:
+    """Add the commands for looking closely: before a policy is in force, and at its packets."""
+    command = add(
+        "rehearse", rehearse.run, "let two configs negotiate with each other, without network or root", agent=False
+    )
+    command.add_argument("config", type=FilePath, metavar="A.toml B.toml", nargs=2)
+    for end in ("a", "b"):
+        command.add_argument(
+            f"--{end}-address", action="append", default=[], metavar="ADDRESS", help=f"an address of {end.upper()}"
+        )
+    command.add_argument(
+        "--flow", action="append", default=[], metavar="FLOW", help='also this: "tcp 10.1.0.5:4000 10.2.0.9:443"'
+    )
 
 
 if __name__ == "__main__":
