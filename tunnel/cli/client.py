@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -18,6 +19,14 @@ class AgentError(Exception):
 
 def call(control: FilePath, command: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
     """Send one command to the agent and return its result. AgentError."""
+    with closing(stream(control, command, arguments)) as answers:
+        return next(answers)
+
+
+def stream(
+    control: FilePath, command: str, arguments: Mapping[str, object] | None = None
+) -> Generator[dict[str, Any], None, None]:
+    """Send one command to the agent and yield its results, until the agent has no more. AgentError."""
     request = {"command": command, **(arguments or {})}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(_TIMEOUT_S)
@@ -38,10 +47,14 @@ def call(control: FilePath, command: str, arguments: Mapping[str, object] | None
             raise AgentError(f"{control} cannot be reached: {error.strerror or error}") from error
         try:
             sock.sendall(json.dumps(request).encode() + b"\n")
-            with sock.makefile("rb") as stream:
-                line = stream.readline()
+            with sock.makefile("rb") as lines:
+                while True:
+                    yield _result(control, lines.readline())
         except OSError as error:
             raise AgentError(f"the agent did not answer on {control}: {error.strerror or error}") from error
+
+
+def _result(control: FilePath, line: bytes) -> dict[str, Any]:
     if not line:
         raise AgentError("the agent closed the connection without an answer; see its log")
     try:
