@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 
 from ike.errors import IkeError, InvalidMajorVersion, WireError
-from ike.events import FailureKind, IkeOutput, Level
+from ike.events import FailureKind, IkeOutput, IkeSaKeys, Level
 from ike.names import describe
 from ike.status import IkeSaStatus
 from ike.timers import Due, Timer
@@ -248,6 +248,18 @@ class IkeEndpoint:
                 sa.close(Failure(FailureKind.LOCAL, "internal error"), now)
             except Exception:  # the tables must let go of it whatever state it is in
                 self._core.remove(sa)
+
+    def export_keys(self) -> list[IkeSaKeys]:
+        """Return the keys of every IKE SA, for the operator's capture: the only way that they leave."""
+        return [
+            IkeSaKeys(
+                spi_i=sa.spi_i, spi_r=sa.spi_r, suite=channel.suite,
+                sk_ei=keys.sk_ei, salt_ei=keys.salt_ei, sk_er=keys.sk_er, salt_er=keys.salt_er,
+                sk_ai=keys.sk_ai, sk_ar=keys.sk_ar,
+            )
+            for sa in self._core.sas.values()
+            if (channel := sa.channel) is not None and any((keys := channel.keys).sk_ei.reveal())
+        ]  # fmt: skip
 
     def _status(self, sa: IkeSa) -> IkeSaStatus:
         return IkeSaStatus(

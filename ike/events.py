@@ -87,6 +87,21 @@ class ChildSa:
     dynamic: SpdEntry | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeSaKeys:
+    """What opens the messages of an IKE SA; "i" is its original initiator. Made when an operator captures."""
+
+    spi_i: bytes
+    spi_r: bytes
+    suite: Suite
+    sk_ei: Secret
+    salt_ei: Secret
+    sk_er: Secret
+    salt_er: Secret
+    sk_ai: Secret
+    sk_ar: Secret
+
+
 @dataclass(frozen=True, slots=True)
 class ChildInstalled:
     """Install this pair: inbound first, then outbound, then release what was held for its entry."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias
 
-from ike.events import IkeOutput
+from ike.events import IkeOutput, IkeSaKeys
 from ike.status import IkeSaStatus
 from policy.clock import Entropy, Nanos
 from policy.path import IpAddress, Path
@@ -66,6 +66,9 @@ class IkeControl(Protocol):
 
     def status(self, now: Nanos) -> list[IkeSaStatus]:
         """Return every IKE SA."""
+
+    def export_keys(self) -> list[IkeSaKeys]:
+        """Return the keys of every IKE SA, for the operator's capture."""
 
     def failures(self) -> Mapping[str, str]:
         """Return why the last exchange with a peer failed, by peer."""

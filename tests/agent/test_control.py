@@ -144,7 +144,9 @@ class FakeAgent:
 
 async def do(agent: FakeAgent, command: str, **arguments: object) -> dict[str, object]:
     any_agent: Any = agent
-    return await Requests(any_agent).handle({"command": command, **arguments})
+    answer = await Requests(any_agent).handle({"command": command, **arguments})
+    assert isinstance(answer, dict)
+    return answer
 
 
 async def test_each_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from ike.events import ChildSa, IkeOutput
+from ike.events import ChildSa, IkeOutput, IkeSaKeys
 from ike.status import IkeSaStatus
 from policy.clock import Entropy, Nanos
 from policy.path import Endpoint, IpAddress, Path
@@ -194,6 +194,9 @@ class FakeControl:
 
     def status(self, now: Nanos) -> list[IkeSaStatus]:
         return self.sas
+
+    def export_keys(self) -> list[IkeSaKeys]:
+        return []
 
     def failures(self) -> MappingType[str, str]:
         return self.failed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -22,7 +22,7 @@ from policy.clock import SECOND
 from policy.path import Endpoint, IpAddress
 from policy.problems import ConfigErrors
 from policy.spd import Snapshot
-from tunnel.agent import metrics
+from tunnel.agent import capture, metrics
 from tunnel.agent.control import ControlServer, RequestError
 from tunnel.agent.log import LEVELS, Log
 from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy
@@ -100,6 +100,30 @@ class Agent:
         answer = self._runtime.gateway.command(command, process.now())
         self._runtime.drain()
         return answer
+
+    @property
+    def capturing(self) -> bool:
+        """Whether a client captures now."""
+        return self._runtime.tap is not None
+
+    def negotiates(self, rule: str) -> bool:
+        """Whether any filter of *rule* asks for security."""
+        entries = self._runtime.gateway.snapshot.spd.entries
+        return any(entry.rule == rule and entry.protection is not None for entry in entries)
+
+    def capture(
+        self, rule: str | None, *, seconds: float, count: int, to: str
+    ) -> AsyncGenerator[dict[str, object], None]:
+        """Return packets and keys as they come; see ``capture.stream``."""
+        tap = capture.Tap(self._runtime.gateway, self._dataplane, rule)
+
+        def attach(tap: capture.Tap | None) -> None:
+            self._runtime.tap = tap
+
+        def say(what: str) -> None:
+            self._log.say(Level.WARNING, "capture", what)
+
+        return capture.stream(tap, seconds=seconds, count=count, attach=attach, say=say, to=to)
 
     def uptime(self) -> int:
         """Return the seconds since the start."""

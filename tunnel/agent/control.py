@@ -13,6 +13,8 @@ terminate  target (or absent: all)                   delete Child SAs of a rule,
 reload                                               read the config file again
 assign     name                                      put another policy in force until reload or restart
 unassign                                             put no policy in force
+capture    rule (or absent: all), seconds, count,    packets and keys until "done": as many answers as it
+           to (where they are written, for the log)  takes, each {"packets": [...], "keys": [...]}
 version                                              the agent's version
 events                                               ``result`` is empty; then an event a line, ``{"time",
                                                      "level", "event", "message", "fields"}``, until the client
@@ -27,7 +29,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
@@ -35,7 +37,9 @@ from tunnel.agent.log import Log
 from tunnel.host.system import HostError
 
 Request: TypeAlias = Mapping[str, object]
-Handler: TypeAlias = Callable[[Request], Awaitable[dict[str, object]]]
+#: One result, or one after the other for as long as the client listens.
+Result: TypeAlias = dict[str, object] | AsyncGenerator[dict[str, object], None]
+Handler: TypeAlias = Callable[[Request], Awaitable[Result]]
 
 MAX_LINE = 65536
 MAX_CLIENTS = 32
@@ -127,8 +131,10 @@ class ControlServer:
                 if self._log is not None and _wants_events(line):
                     await _tell(self._log, reader, writer)
                     break
-                writer.write(_line(await self._answer(line)))
-                await writer.drain()
+                async with contextlib.aclosing(self._answers(line)) as answers:
+                    async for answer in answers:
+                        writer.write(_line(answer))
+                        await writer.drain()
         except ValueError:
             writer.write(_line(_refusal(f"the request is longer than {MAX_LINE} octets")))
         except (ConnectionError, asyncio.CancelledError):
@@ -137,20 +143,28 @@ class ControlServer:
             self._clients.discard(task)
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answers(self, line: bytes) -> AsyncGenerator[dict[str, object], None]:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return _refusal("the request is not JSON")
+            yield _refusal("the request is not JSON")
+            return
         if not isinstance(request, dict) or not isinstance(request.get("command"), str):
-            return _refusal('the request is not an object with a "command"')
+            yield _refusal('the request is not an object with a "command"')
+            return
         try:
-            return {"ok": True, "result": await self._handler(request)}
+            result = await self._handler(request)
+            if isinstance(result, dict):
+                yield {"ok": True, "result": result}
+                return
+            async with contextlib.aclosing(result) as parts:
+                async for part in parts:
+                    yield {"ok": True, "result": part}
         except RequestError as error:
-            return _refusal(str(error))
+            yield _refusal(str(error))
         except Exception as error:  # a bug of ours costs one answer
             self._failed(error)
-            return _refusal(f"internal error ({type(error).__name__}); see the agent's log")
+            yield _refusal(f"internal error ({type(error).__name__}); see the agent's log")
 
 
 def _wants_events(line: bytes) -> bool:

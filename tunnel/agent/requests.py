@@ -8,9 +8,10 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from policy.path import IpAddress
-from policy.problems import suggestion
+from policy.problems import quoted, suggestion
 from policy.selectors import Flow
-from tunnel.agent.control import Request, RequestError
+from tunnel.agent import capture
+from tunnel.agent.control import Request, RequestError, Result
 from tunnel.host import steering
 from tunnel.outputs import Command, Explain, Initiate, Rekey, Status, Terminate
 from tunnel.version import VERSION
@@ -40,9 +41,11 @@ class Requests:
             "version": self._version,
         }
 
-    async def handle(self, request: Request) -> dict[str, object]:
+    async def handle(self, request: Request) -> Result:
         """Carry out one request. RequestError when it cannot be."""
         name = str(request["command"])
+        if name == "capture":
+            return self._capture(request)
         command = self._commands.get(name)
         if command is None:
             raise RequestError(f'there is no command "{name}": {suggestion(name, self._commands, what="command")}')
@@ -117,6 +120,18 @@ class Requests:
 
     async def _unassign(self, _request: Request) -> dict[str, object]:
         return await self._agent.assign(None)
+
+    def _capture(self, request: Request) -> Result:
+        """Packets and keys, to one client at a time."""
+        wanted, rule = capture.limits(request), _optional(request, "rule")
+        if isinstance(wanted, str):
+            raise RequestError(wanted)
+        if self._agent.capturing:
+            raise RequestError("a capture is under way already")
+        if rule is not None and not self._agent.negotiates(rule):
+            raise RequestError(f"no filter of a rule {quoted(rule)} negotiates security")
+        seconds, count = wanted
+        return self._agent.capture(rule, seconds=seconds, count=count, to=_optional(request, "to") or "a client")
 
     async def _version(self, _request: Request) -> dict[str, object]:
         return {"version": VERSION}

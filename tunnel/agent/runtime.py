@@ -17,6 +17,7 @@ from policy.clock import Nanos
 from policy.path import Endpoint
 from policy.spd import Snapshot
 from tunnel import pump
+from tunnel.agent.capture import Tap
 from tunnel.dataplane.contract import Transmit, WriteTun
 from tunnel.gateway import Gateway
 from tunnel.host.process import now
@@ -66,6 +67,8 @@ class Runtime:
         #: Sockets that wait to become writable, by descriptor, and path MTUs that wait for the burst to end.
         self._full: set[int] = set()
         self._mtus: dict[Endpoint, int] = {}
+        #: While an operator captures: sees all that comes and goes.
+        self.tap: Tap | None = None
 
     def start(self) -> None:
         """Read from all descriptors from now on."""
@@ -99,6 +102,8 @@ class Runtime:
     def drain(self) -> None:
         """Carry out the outputs of the last mutation and set the timer."""
         self._arm(pump.drain(self.gateway, self._carry_out))
+        if self.tap is not None:
+            self.tap.learn()
 
     def path_mtu(self, remote: Endpoint, mtu: int) -> None:
         """Take a report of a socket, once the burst under way is over: one mutation at a time."""
@@ -119,12 +124,16 @@ class Runtime:
             self._lose_tun()
             return
         if frames:
+            if self.tap is not None:
+                self.tap.from_tun(frames)
             self.gateway.handle_tun(frames, now())
             self.drain()
 
     def _wire_ready(self, sock: WireSocket | TooBigSocket) -> None:
         datagrams = sock.receive(_BURST)
         if datagrams:
+            if self.tap is not None:
+                self.tap.from_wire(datagrams)
             self.gateway.handle_wire(datagrams, now())
             self.drain()
 
@@ -148,6 +157,8 @@ class Runtime:
     def _carry_out(self, output: Output) -> None:
         """Do what *output* says. It never raises: the outputs behind it have to be carried out too."""
         try:
+            if self.tap is not None:
+                self.tap.output(output)
             match output:
                 case Transmit():
                     sock = self.wire.send(output)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -18,14 +19,26 @@ class AgentError(Exception):
 
 def call(control: FilePath, command: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
     """Send one command to the agent and return its result. AgentError."""
+    with closing(stream(control, command, arguments)) as answers:
+        return next(answers)
+
+
+def stream(
+    control: FilePath, command: str, arguments: Mapping[str, object] | None = None
+) -> Generator[dict[str, Any], None, None]:
+    """Send one command to the agent and yield its results, until the agent has no more. AgentError."""
     request = {"command": command, **(arguments or {})}
     with _connected(control, _TIMEOUT_S) as sock:
         try:
             sock.sendall(json.dumps(request).encode() + b"\n")
-            with sock.makefile("rb") as stream:
-                line = stream.readline()
+            with sock.makefile("rb") as lines:
+                while True:
+                    yield _result(control, lines.readline())
         except OSError as error:
             raise AgentError(f"the agent did not answer on {control}: {error.strerror or error}") from error
+
+
+def _result(control: FilePath, line: bytes) -> dict[str, Any]:
     if not line:
         raise AgentError("the agent closed the connection without an answer; see its log")
     try:
@@ -43,9 +56,9 @@ def call(control: FilePath, command: str, arguments: Mapping[str, object] | None
 
 def follow(control: FilePath) -> Iterator[dict[str, Any]]:
     """Yield the agent's events as they happen, until it stops. AgentError."""
-    with _connected(control, None) as sock, sock.makefile("rb") as stream:
+    with _connected(control, None) as sock, sock.makefile("rb") as lines:
         sock.sendall(b'{"command": "events"}\n')
-        for line in stream:
+        for line in lines:
             record = json.loads(line)
             if "event" in record:
                 yield record

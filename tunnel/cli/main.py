@@ -22,7 +22,7 @@ from policy.store.files import load_file
 from policy.texts import parse_flow
 from tunnel.agent.control import RequestError
 from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy, Policies, servers_of
-from tunnel.cli import rehearse, render
+from tunnel.cli import capture, rehearse, render
 from tunnel.cli.client import AgentError, call, follow
 from tunnel.host import addresses, names
 from tunnel.host.system import HostError
@@ -287,7 +287,8 @@ def _add_trials(add: Callable[..., Any]) -> None:
     command = add(
         "rehearse", rehearse.run, "let two configs negotiate with each other, without network or root", agent=False
     )
-    command.add_argument("config", type=FilePath, metavar="A.toml B.toml", nargs=2)
+    command.add_argument("one", type=FilePath, metavar="A.toml")
+    command.add_argument("other", type=FilePath, metavar="B.toml")
     for end in ("a", "b"):
         command.add_argument(
             f"--{end}-address", action="append", default=[], metavar="ADDRESS", help=f"an address of {end.upper()}"
@@ -295,6 +296,15 @@ def _add_trials(add: Callable[..., Any]) -> None:
     command.add_argument(
         "--flow", action="append", default=[], metavar="FLOW", help='also this: "tcp 10.1.0.5:4000 10.2.0.9:443"'
     )
+    command = add(
+        "capture", capture.run, "write packets inside and outside the SAs to a file, and the keys beside it"
+    )
+    command.add_argument("file", type=FilePath, metavar="FILE.pcapng")
+    command.add_argument("--rule", metavar="RULE", help="what serves this rule alone")
+    command.add_argument(
+        "--count", type=int, default=10_000, metavar="N", help="end after so many packets (10000)"
+    )
+    command.add_argument("--seconds", type=float, default=60.0, metavar="S", help="end after this time (60)")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ _NAMES = ("A", "B")
 def run(options: argparse.Namespace) -> int:
     """Rehearse and report. 1 when a flow that an end requires protected cannot be."""
     report = rehearsed(
-        options.config,
+        (options.one, options.other),
         (_given(options.a_address), _given(options.b_address)),
         [_flow(text) for text in options.flow],
         entropy=process.entropy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
+from dataclasses import replace
 
 from policy.clock import Nanos
 from policy.path import Endpoint, Path
@@ -26,7 +27,7 @@ from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.mtu import PathMtus
 from tunnel.dataplane.outbound import Outbound
 from tunnel.dataplane.outer import BASE
-from tunnel.dataplane.sad import OutboundSa, Sad
+from tunnel.dataplane.sad import OutboundSa, Sa, Sad
 
 #: The TUN's MTU while there is no SA to ask.
 _DEFAULT_TUN_MTU = 1400
@@ -104,6 +105,11 @@ class ReferenceDataPlane:
     def send_dummy(self, child: int, octets: int, now: Nanos) -> None:
         """Send a packet that means nothing on the tunnel-mode ESP SA of *child* (RFC 4303 section 2.6)."""
         self._outbound.send_dummy(child, octets, now)
+
+    def sas(self) -> list[SaParams]:
+        """Return every SA, keys and all, with its present path: for the operator's capture."""
+        sas: list[Sa] = [*self._sad.inbound.values(), *(sa for sas in self._sad.outbound.values() for sa in sas)]
+        return [replace(sa.params, path=sa.path) for sa in sas]
 
     def release(self, entry: str, now: Nanos) -> None:
         """Send the packets held for *entry*, in arrival order, now that an SA exists."""

@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Mapping as MappingType
 
-from ike.events import ChildInstalled, ChildRemoved, ChildSa, IkeOutput
+from ike.events import ChildInstalled, ChildRemoved, ChildSa, IkeOutput, IkeSaKeys
 from ike.status import IkeSaStatus
 from policy.clock import Entropy, Nanos
 from policy.model import Encapsulation
@@ -111,6 +111,10 @@ class ManualControl:
 
     def status(self, now: Nanos) -> list[IkeSaStatus]:
         """There is no IKE SA."""
+        return []
+
+    def export_keys(self) -> list[IkeSaKeys]:
+        """It has no IKE SAs."""
         return []
 
     def failures(self) -> MappingType[str, str]:
