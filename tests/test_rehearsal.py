@@ -14,6 +14,7 @@ from tests.support.combinations import EXPECTED, KINDS, NONE
 from tests.support.sim.clock import Entropy
 from tunnel.cli.main import main
 from tunnel.cli.rehearse import rehearsed, text
+from tunnel.representatives import MAX_FLOWS
 
 CLIENT, SERVER = "10.9.0.1", "10.9.0.2"
 AT = ["--a-address", CLIENT, "--b-address", SERVER]
@@ -184,3 +185,26 @@ def test_the_same_entropy_gives_the_same_report(directory: Directory) -> None:
     reports = [rehearsed(files, ((), ()), (), entropy=Entropy(3, "both")) for _ in range(2)]
     assert reports[0] == reports[1]
     assert "every flow is as required." in text(reports[0])
+
+
+def test_without_a_policy_everything_passes(directory: Directory, run: Any) -> None:
+    one, other = directory.config("respond-only.toml"), directory.config("block-and-permit.toml")
+    one.write_text("[agent]\n")
+    status, report = run(one, other, *AT, "--flow", f"tcp {CLIENT}:4000 {SERVER}:22")
+    assert (status, report["ends"][0]["policy"]) == (0, None)
+    assert report["flows"][0]["outcome"] == "clear"
+
+
+def test_thousands_of_filters_are_rehearsed_by_a_few(directory: Directory, run: Any) -> None:
+    one, other = directory.config("site-a.toml"), directory.config("site-b.toml")
+    for path, near, far in ((one, 1, 2), (other, 2, 1)):
+        before, _, after = path.read_text().partition("[[filter_list.filter]]")
+        filters = "".join(
+            f'[[filter_list.filter]]\nsource = "10.{near}.1.{n}"\ndestination = "10.{far}.1.{n}"\n'
+            for n in range(1, 200)
+        )
+        path.write_text(before + filters + after[after.index("# Nothing that") :])
+    status, report = run(one, other)
+    assert status == 0
+    assert len(report["flows"]) == MAX_FLOWS
+    assert any("only the first" in note for note in report["notes"])

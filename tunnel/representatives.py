@@ -9,9 +9,11 @@ from policy.spd import Mode, SpdEntry
 from tunnel.rehearsal import End
 
 #: More flows than a person reads; who has more entries asks for one flow at a time.
-MAX_FLOWS = 64
+MAX_FLOWS = 32
 #: Combinations that are looked at, so that ten thousand filters do not hold up the command.
-_MAX_LOOKED_AT = 20_000
+_MAX_LOOKED_AT, _MAX_ENTRIES = 20_000, 2000
+#: Pieces that one side of an entry is cut into.
+_MAX_PIECES = 16
 _EPHEMERAL = 40000
 #: A host's place in its network: not the first, which is often the gateway itself.
 _FIFTH = 5
@@ -58,8 +60,9 @@ def sender(ends: tuple[End, End], flow: Flow) -> int | None:
 def _candidates(ends: tuple[End, End]) -> Iterator[tuple[int, Flow]]:
     for number, end in enumerate(ends):
         other = ends[1 - number]
-        for entry in end.snapshot.spd.entries:
-            for pair in _pairs(entry, end, other):
+        mirrored = [entry.selectors.mirror() for entry in other.snapshot.spd.entries[:_MAX_ENTRIES]]
+        for entry in end.snapshot.spd.entries[:_MAX_ENTRIES]:
+            for pair in _pairs(entry, end, other, mirrored):
                 for flow in _flows(pair):
                     if entry.outbound:
                         yield number, flow
@@ -73,16 +76,15 @@ def _candidates(ends: tuple[End, End]) -> Iterator[tuple[int, Flow]]:
                 yield 1, Flow(one.version, TCP, int(far), int(one), _EPHEMERAL, 80)
 
 
-def _pairs(entry: SpdEntry, end: End, other: End) -> Iterator[tuple[SelectorPair, int, int]]:
-    """Yield addresses of *entry* between these two ends: local and remote, as numbers."""
+def _pairs(
+    entry: SpdEntry, end: End, other: End, mirrored: list[SelectorPair]
+) -> Iterator[tuple[SelectorPair, int, int]]:
+    """Yield addresses of *entry* between these two ends; *mirrored* is what *other* selects, seen from here."""
     if not _between(entry, other):
         return
     pair = entry.selectors
-    far = [
-        each.selectors.mirror() for each in other.snapshot.spd.entries if each.selectors.version == pair.version
-    ]
-    for local in _addresses(pair.local.addresses, end, [each.local.addresses for each in far]):
-        for remote in _addresses(pair.remote.addresses, other, [each.remote.addresses for each in far]):
+    for local in _addresses(pair.local.addresses, end, [each.local.addresses for each in mirrored]):
+        for remote in _addresses(pair.remote.addresses, other, [each.remote.addresses for each in mirrored]):
             yield pair, local, remote
 
 
@@ -113,7 +115,7 @@ def _addresses(wanted: AddressRange, end: End, others: list[AddressRange]) -> li
             continue
         chosen.append(_inside(common))
         chosen += [edge for edge in (common.start - 1, common.end + 1) if wanted.contains(edge)]
-    return list(dict.fromkeys(chosen))
+    return list(dict.fromkeys(chosen))[:_MAX_PIECES]
 
 
 def _is_gateway(end: End) -> bool:

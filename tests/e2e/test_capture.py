@@ -75,7 +75,7 @@ def shown(file: Path, expression: str, *fields: str) -> list[str]:
 def test_tshark_opens_what_was_captured(two: Sites, directory: Directory, suites: tuple[str, str]) -> None:
     file = directory.path / "tunnel.pcapng"
     with agents(two, directory, suites) as (first, _):
-        process = capturing(first, file, "--seconds", "4", "--rule", RULE)
+        process = capturing(first, file, "--seconds", "3", "--rule", RULE)
         assert two.lan_a.ping("10.2.0.5", count=3).returncode == 0
         said, _ = process.communicate(timeout=30)
         assert process.returncode == 0

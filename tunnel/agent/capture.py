@@ -185,10 +185,12 @@ async def stream(
             left -= len(rows)
             octets -= sum(len(row[3]) for row in rows)
             yield _part(rows, tap)
-            if time.monotonic() >= until and not tap.waiting:
-                break
-            if not tap.waiting:
-                await asyncio.sleep(min(_EVERY_S, max(0.0, until - time.monotonic())))
+            if time.monotonic() >= until:
+                attach(None)  # what waits is told yet
+                if not tap.waiting:
+                    break
+            idle = 0.0 if tap.waiting else min(_EVERY_S, max(0.0, until - time.monotonic()))
+            await asyncio.sleep(idle)
         why = f"{count - left} packets"
         yield {**_part([], tap), "done": why, "total": count - left, "dropped": tap.dropped,
                "sas": len(tap.keys), "unknown": len(tap.unknown)}  # fmt: skip
