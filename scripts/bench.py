@@ -31,13 +31,13 @@ def main() -> int:
     if "tunnels" in options.parts:
         for number in range(1, options.rounds + 1):
             for contender in chosen:
-                _one(contender, number, options.seconds, rounds, problems)
+                _one(contender, number, options, rounds, problems)
     figures = {name: median(found) for name, found in rounds.items() if found}
     inside = {name: part(_tell) for name, part in PARTS.items() if name in options.parts}
     result = {
         "seconds": options.seconds,
         "rounds": options.rounds,
-        "measures": {name: unit.what for name, unit in MEASURES.items()},
+        "measures": {name: MEASURES[name].what for name in options.measures},
         "tunnels": figures,
         "inside": inside,
         "problems": problems,
@@ -56,7 +56,11 @@ def main() -> int:
 
 
 def _one(
-    contender: Contender, number: int, seconds: float, rounds: dict[str, list[Figures]], problems: dict[str, str]
+    contender: Contender,
+    number: int,
+    options: argparse.Namespace,
+    rounds: dict[str, list[Figures]],
+    problems: dict[str, str],
 ) -> None:
     missing = contender.missing()
     if missing:
@@ -65,7 +69,7 @@ def _one(
     _tell(f"round {number}: {contender.name}")
     try:
         with contender.up() as ends:
-            rounds[contender.name].append(measure(ends, seconds))
+            rounds[contender.name].append(measure(ends, options.seconds, options.measures))
     except (AssertionError, OSError) as error:
         problems[contender.name] = str(error).strip().splitlines()[0]
 
@@ -85,6 +89,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contenders alone")
     parser.add_argument(
         "--parts", nargs="+", choices=("tunnels", *PARTS), default=["tunnels", *PARTS], help="these parts alone"
+    )
+    parser.add_argument(
+        "--measures", nargs="+", choices=tuple(MEASURES), default=list(MEASURES), help="these measures alone"
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--svg", metavar="FILE", help="draw the bar chart there")

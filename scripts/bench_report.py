@@ -14,7 +14,7 @@ _COLOURS = {"Mirrorgate": "#1b6ca8", "no VPN": "#9aa5ad"}
 
 def table(figures: Mapping[str, Figures]) -> str:
     """Return all figures, and under each its ratio to strongSwan's, where that was measured."""
-    names = list(MEASURES)
+    names = _measured(figures)
     heads = [f"{MEASURES[name].what} {MEASURES[name].unit}" for name in names]
     first = max(len(name) for name in figures) + 2
     lines = [" " * first + "  ".join(f"{head:>20}" for head in heads)]
@@ -38,14 +38,16 @@ def inside_text(inside: Mapping[str, Mapping[str, float]]) -> str:
 
 def bar_chart(figures: Mapping[str, Figures]) -> str:
     """Return one group of bars a measure."""
-    height = len(MEASURES) * (_GAP + _ROW * len(figures)) + 20
+    names = _measured(figures)
+    height = len(names) * (_GAP + _ROW * len(figures)) + 20
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" '
         'font-size="12">',
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
     ]
     top = 0
-    for name, unit in MEASURES.items():
+    for name in names:
+        unit = MEASURES[name]
         top += _GAP
         better = "more is better" if unit.more_is_better else "less is better"
         title = f"{unit.what}, {unit.unit} ({better})"
@@ -55,6 +57,10 @@ def bar_chart(figures: Mapping[str, Figures]) -> str:
             parts += _bar(contender, found[name], found[name] / largest, top)
             top += _ROW
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _measured(figures: Mapping[str, Figures]) -> list[str]:
+    return [name for name in MEASURES if all(name in found for found in figures.values())]
 
 
 def _bar(contender: str, value: float, share: float, top: int) -> list[str]:

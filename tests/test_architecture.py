@@ -48,6 +48,8 @@ LIBRARIES = {
     "ike": ("cryptography",),
     "tunnel.dataplane": ("cryptography",),
     "tunnel.dataplane.checksum": ("numpy",),
+    "tunnel.dataplane.rows": ("numpy",),
+    "tunnel.dataplane.runs": ("numpy",),
     "tunnel": ("cryptography",),
 }
 FORBIDDEN_MODULES = frozenset({

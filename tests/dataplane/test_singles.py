@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
@@ -22,32 +24,49 @@ from tests.support.packets import (
     udp4,
     udp6,
 )
-from tunnel.dataplane.contract import DataPlaneOutput, TunFrame
+from tunnel.dataplane.contract import DataPlaneOutput, Transmit, TunFrame
 from tunnel.dataplane.offload import NEEDS_CSUM
+from tunnel.dataplane.singles import Singles
 
 SUITES = [GCM, CHACHA, replace(GCM, esn=True), CBC_SHA256]
+
+
+def in_runs(frames: list[bytes]) -> list[TunFrame]:
+    """Return frames as the TUN gives them: those of one size that follow each other are one."""
+    found: list[TunFrame] = []
+    for size, group in groupby(frames, len):
+        run = list(group)
+        found += [TunFrame(b"".join(run), size)] if size and len(run) > 1 else map(TunFrame, run)
+    return found
 
 
 def both_ways(
     suite: Suite, bursts: list[list[bytes]], **sa: object
 ) -> tuple[list[DataPlaneOutput], list[DataPlaneOutput]]:
-    """Return what is put out for *bursts* by the quick way, and for the same in a type that it leaves alone."""
+    """Return what is put out for *bursts* by the quick ways, and for the same in a type that they leave alone."""
+    ways: tuple[Callable[[list[bytes]], list[TunFrame]], ...] = (
+        lambda burst: [TunFrame(bytearray(frame)) for frame in burst],
+        lambda burst: [TunFrame(frame) for frame in burst],
+        in_runs,
+    )
     results = []
     planes = []
-    for kind in (bytes, bytearray):
+    for way in ways:
         pair = Pair(suite, None, **sa)
         outputs: list[DataPlaneOutput] = []
         for number, burst in enumerate(bursts):
-            pair.left.outbound([TunFrame(kind(frame)) for frame in burst], number)
+            pair.left.outbound(way(burst), number)
             outputs += drain(pair.left)
         planes.append(pair.left)
         results.append(outputs)
-    quick, ordinary = planes
-    assert quick.counters() == ordinary.counters()
-    assert quick.drops() == ordinary.drops()
-    for spi in (0x1004, 0x1006):
-        assert quick.query_sa(spi, inbound=False) == ordinary.query_sa(spi, inbound=False)
-    return results[0], results[1]
+    ordinary, *quick = planes
+    for plane in quick:
+        assert plane.counters() == ordinary.counters()
+        assert plane.drops() == ordinary.drops()
+        for spi in (0x1004, 0x1006):
+            assert plane.query_sa(spi, inbound=False) == ordinary.query_sa(spi, inbound=False)
+    assert results[1] == results[2]
+    return results[2], results[0]
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -103,14 +122,55 @@ def test_whatever_comes(suite: Suite, bursts: list[list[bytes]], octets: int, li
     assert quick == ordinary
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(SUITES),
+    st.lists(st.tuples(FRAMES, st.integers(1, 40)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 99), st.integers(0, 60), st.integers(0, 7)), max_size=3),
+    st.integers(100, 9000), st.booleans(),
+)  # fmt: skip
+def test_whatever_comes_in_runs(
+    suite: Suite, kinds: list[tuple[bytes, int]], flips: list[tuple[int, int, int]], octets: int, limited: bool
+) -> None:
+    """Runs of equal packets, a few of which differ in one bit: a TOS, a port, a flag, a hop limit."""
+    limits = {"soft_bytes": octets, "hard_bytes": octets * 2} if limited else {}
+    frames = [frame for frame, count in kinds for _ in range(count)]
+    for number, at, bit in flips:
+        chosen = number % len(frames)
+        if at < len(frames[chosen]):
+            frames[chosen] = _flipped(frames[chosen], at, bit)
+    quick, ordinary = both_ways(suite, [frames[:1], frames, frames], **limits)
+    assert quick == ordinary
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_run_of_several_flows_is_sealed_together(version: int) -> None:
+    make = udp4 if version == 4 else udp6
+    frames = [tun(make(bytes([number]) * 20, sport=4000 + number % 3)) for number in range(30)]
+    quick, ordinary = both_ways(GCM, [frames[:3], frames])
+    assert quick == ordinary
+    assert [len(output.buffers) for output in quick if isinstance(output, Transmit)] == [3, 30]
+
+
+def test_a_run_is_sealed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the tests above would compare the ordinary way with itself."""
+    pair = Pair(GCM)
+    frames = [tun(udp4(bytes(20))) for _ in range(30)]
+    pair.left.outbound(in_runs(frames[:1]), 0)
+    monkeypatch.setattr(Singles, "seal", None)
+    pair.left.outbound(in_runs(frames), 0)
+    assert pair.left.counters().outbound_out == 31
+
+
 def test_sequence_numbers_end_where_they_end() -> None:
-    for left in (0, 1, 2, 5):
+    for left in (0, 1, 2, 5, 19, 20, 21):
         outputs = []
-        for kind in (bytes, bytearray):
+        for kind in (bytes, bytearray, None):
             pair = Pair(GCM)
             sa = pair.left._sad.outbound[0x1004][0]
             pair.send(tun(udp4(b"first")))
             sa.sequence = sa.sequence_limit - left
-            pair.left.outbound([TunFrame(kind(tun(udp4(b"x")))) for _ in range(4)], 1)
+            packets = [tun(udp4(b"x")) for _ in range(20)]
+            pair.left.outbound(in_runs(packets) if kind is None else [TunFrame(kind(one)) for one in packets], 1)
             outputs.append((drain(pair.left), pair.left.drops()))
-        assert outputs[0] == outputs[1]
+        assert outputs[0] == outputs[1] == outputs[2]

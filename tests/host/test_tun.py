@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.packets import packet_of, tcp4, tun, udp4
-from tunnel.dataplane.contract import TunOffload
+from tunnel.dataplane.contract import TunFrame, TunOffload
 from tunnel.host import tun as host_tun
 from tunnel.host.system import HostError
 from tunnel.host.tun import OFFLOAD_NONE, Tun, TunGone
@@ -93,9 +93,44 @@ def test_offload_off_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_read_stops_at_the_limit_and_when_there_is_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch)
     device = opened()
-    kernel.reads = [b"one", b"two", b"three"]
-    assert [frame.data for frame in device.read(2)] == [b"one", b"two"]
+    kernel.reads = [b"one", b"five", b"three"]
+    assert [frame.data for frame in device.read(2)] == [b"one", b"five"]
     assert [frame.data for frame in device.read(2)] == [b"three"]
+
+
+def test_small_reads_of_one_size_are_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    device = opened()
+    large = [bytes([number]) * 30_000 for number in range(3)]
+    kernel.reads = [
+        b"one",
+        b"two",
+        b"six",
+        b"four",
+        large[0],
+        large[1],
+        b"nine",
+        b"five",
+        large[2],
+        b"ten",
+        b"two",
+    ]
+    wanted = [
+        TunFrame(b"onetwosix", 3), TunFrame(b"four"), TunFrame(large[0]), TunFrame(large[1]),
+        TunFrame(b"ninefive", 4), TunFrame(large[2]), TunFrame(b"tentwo", 3),
+    ]  # fmt: skip
+    assert device.read(64) == wanted
+    assert wanted[0].reads() == [b"one", b"two", b"six"]
+    assert wanted[1].reads() == [b"four"]
+
+
+def test_a_read_is_bounded_in_number_and_octets(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    device = opened()
+    kernel.reads = [bytes(2048)] * 1000
+    assert sum(len(frame.reads()) for frame in device.read(10_000)) == 256
+    kernel.reads = [bytes(65_000)] * 100
+    assert len(device.read(64)) == 17
 
 
 def test_read_and_write_tell_that_the_device_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

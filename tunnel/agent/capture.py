@@ -57,7 +57,8 @@ class Tap:
     def from_tun(self, frames: Iterable[TunFrame]) -> None:
         """Take packets that leave."""
         for frame in frames:
-            self._inner(bytes(frame.data[_VNET_HEADER:]), outbound=True)
+            for data in frame.reads():
+                self._inner(bytes(data[_VNET_HEADER:]), outbound=True)
 
     def from_wire(self, datagrams: Iterable[WireDatagrams]) -> None:
         """Take what the sockets received."""

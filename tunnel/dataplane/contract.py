@@ -65,9 +65,19 @@ class DropReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TunFrame:
-    """One read of the TUN: a 10-octet ``virtio_net_hdr`` and a packet (up to 64 KiB with TSO/USO)."""
+    """One read of the TUN: a 10-octet ``virtio_net_hdr`` and a packet (up to 64 KiB with TSO/USO).
+
+    Or a run of reads: small ones of *size* octets each, which lie end to end in *data*. 0 means a single read.
+    """
 
     data: Buffer
+    size: int = 0
+
+    def reads(self) -> list[Buffer]:
+        """Return the data of each read."""
+        if not self.size:
+            return [self.data]
+        return [self.data[at : at + self.size] for at in range(0, len(self.data), self.size)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from operator import add
 from typing import TypeAlias
 
 from policy.path import Path
 from tunnel.dataplane.contract import Buffer
+from tunnel.dataplane.rows import aead, split
 from tunnel.dataplane.sad import OutboundSa
 from tunnel.dataplane.transforms import Aead, EspTransform
 
@@ -84,6 +86,18 @@ def _seal_aead(
             )
         )
     return packets
+
+
+def seal_block(sa: OutboundSa, transform: Aead, block: bytes, size: int) -> list[bytes]:
+    """Return the ESP packets of plaintexts of *size* octets, trailers included, that lie end to end in *block*.
+
+    What ``seal`` does, to many at once.
+    """
+    count, number = len(block) // size, sa.sequence + 1
+    sa.sequence += count
+    esn = sa.params.suite.esn
+    fronts, nonces, additional = aead(sa.params.spi, number, count, transform.salt, esn=esn)
+    return list(map(add, fronts, map(transform.cipher.encrypt, nonces, split(block, size), additional)))
 
 
 def padded(segments: list[Segment], multiple: int, largest: int) -> list[Segment]:

@@ -25,6 +25,7 @@ from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.lookup import find_outbound, may_match
 from tunnel.dataplane.mss import clamped
 from tunnel.dataplane.offload import PLAIN_VNET, Frame, segments
+from tunnel.dataplane.runs import Runs
 from tunnel.dataplane.sad import OutboundSa, Sad
 from tunnel.dataplane.singles import Singles
 from tunnel.dataplane.transmit import Transmissions
@@ -63,6 +64,7 @@ class Outbound:
         self._verdicts: dict[Hashable, _Verdict] = {}
         self._transmissions = Transmissions(ledger.outputs)
         self._singles = Singles(ledger, self._transmissions)
+        self._runs = Runs(ledger, self._transmissions)
         #: Entries with an Acquire outstanding, and until when the others are refused.
         self._acquiring: set[str] = set()
         self._refused = Until(_REMEMBERED)
@@ -89,13 +91,25 @@ class Outbound:
 
     def burst(self, frames: list[TunFrame], now: Nanos) -> None:
         """Protect packets from the TUN. One lookup a frame, whatever number of packets it stands for."""
+        singles: list[TunFrame] = []
+        for frame in frames:
+            if frame.size:
+                self._singly(singles, now)
+                sealed = self._runs.seal(frame, self._cache, now)
+                left = sealed * frame.size < len(frame.data)
+                singles = [TunFrame(data) for data in frame.reads()[sealed:]] if left else []
+            else:
+                singles.append(frame)
+        self._singly(singles, now)
+        self._transmissions.flush()
+
+    def _singly(self, frames: list[TunFrame], now: Nanos) -> None:
         index, total = 0, len(frames)
         while index < total:
             sealed = self._singles.seal(frames, index, self._cache, now)
             if not sealed:
                 self._ledger.outbound_in += self._one(frames[index].data, now, None)
             index += sealed or 1
-        self._transmissions.flush()
 
     def release(self, entry: str, now: Nanos) -> None:
         """Send what waits for *entry*; what still finds no SA is dropped, for another one would not fit either."""

@@ -23,7 +23,7 @@ from tunnel.dataplane.transmit import Transmissions
 
 _LOW = 0xFFFF_FFFF
 _V4, _V6 = VNET_SIZE + 20, VNET_SIZE + 40
-_SYN = 0x02
+SYN = 0x02
 
 
 class Singles:
@@ -42,11 +42,11 @@ class Singles:
         first = frames[start].data
         if not isinstance(first, bytes):
             return 0
-        key = _plain_key(first)
+        key = plain_key(first)
         sa = None if key is None else cache.get(key)
         if sa is None or not sa.plain or sa.padding or not isinstance(sa.transform, Aead):
             return 0
-        version, tos = first[VNET_SIZE] >> 4, _tos(first)
+        version, tos = first[VNET_SIZE] >> 4, tos_of(first)
         room = min(sa.next_limit - sa.octets, 1 << 62)
         most = min(sa.sequence_soft - sa.sequence, len(frames) - start + 1) - 1
         spi, esn, encrypt = sa.params.spi, sa.params.suite.esn, sa.transform.cipher.encrypt
@@ -56,9 +56,9 @@ class Singles:
         with suppress(Exception):  # what cannot be sealed is named by the ordinary way
             for item in islice(frames, start, start + most):
                 data = item.data
-                if not isinstance(data, bytes) or _tos(data) != tos or data[VNET_SIZE] >> 4 != version:
+                if not isinstance(data, bytes) or tos_of(data) != tos or data[VNET_SIZE] >> 4 != version:
                     break
-                key = _plain_key(data)
+                key = plain_key(data)
                 if key is None or cache.get(key) is not sa:
                     break
                 packet = _finished(data, version)
@@ -85,13 +85,14 @@ class Singles:
         return len(packets)
 
 
-def _tos(data: bytes) -> int:
+def tos_of(data: bytes) -> int:
+    """Return the DSCP and ECN octet of a packet behind its virtio header."""
     if data[VNET_SIZE] == 0x45:
         return data[VNET_SIZE + 1]
     return (data[VNET_SIZE] << 4 | data[VNET_SIZE + 1] >> 4) & 0xFF
 
 
-def _plain_key(data: bytes) -> Hashable | None:
+def plain_key(data: bytes) -> Hashable | None:
     """Return the cache's key for a complete TCP or UDP packet without options; None for everything else.
 
     A SYN goes the ordinary way: its MSS is looked at.
@@ -103,7 +104,7 @@ def _plain_key(data: bytes) -> Hashable | None:
         protocol = data[19]
         if data[16] & 0x3F or data[17] or not data[18] or (data[12] << 8 | data[13]) != size - VNET_SIZE:
             return None
-        if protocol == UDP or (protocol == TCP and size >= _V4 + 20 and not data[_V4 + 13] & _SYN):
+        if protocol == UDP or (protocol == TCP and size >= _V4 + 20 and not data[_V4 + 13] & SYN):
             return protocol, data[22:34]
         return None
     if data[10] >> 4 != 6 or size < _V6 + 8:
@@ -111,7 +112,7 @@ def _plain_key(data: bytes) -> Hashable | None:
     protocol = data[16]
     if not data[17] or (data[14] << 8 | data[15]) != size - _V6:
         return None
-    if protocol == UDP or (protocol == TCP and size >= _V6 + 20 and not data[_V6 + 13] & _SYN):
+    if protocol == UDP or (protocol == TCP and size >= _V6 + 20 and not data[_V6 + 13] & SYN):
         return protocol, data[18:54]
     return None
 

@@ -34,6 +34,9 @@ _LADDER = (
 OFFLOAD_NONE = _LADDER[-1][1]
 #: virtio header and the largest IP packet.
 _SLOT = 10 + 65536
+#: Reads of no more octets than this are collected before they are copied out, at most so many at a time.
+_SMALL = 2048
+_MAX_READS = 256
 #: Octets of one read: a few milliseconds of work.
 _READ_OCTETS = 1 << 20
 _QUEUE = 1000
@@ -52,8 +55,7 @@ class Tun:
     def __init__(self, name: str, *, offload: str = "auto", refused: Callable[[TunOffload], None]) -> None:
         self.name = name
         self._refused = refused
-        self._slot = bytearray(_SLOT)
-        self._view = memoryview(self._slot)
+        self._view = memoryview(bytearray(_MAX_READS * _SMALL + _SLOT))
         self._device = _open(name)
         self._closed = False
         self.fd = self._device.fileno()
@@ -79,23 +81,36 @@ class Tun:
             raise HostError(f"the MTU of {self.name} cannot be set to {mtu}: {error.strerror}") from error
 
     def read(self, limit: int) -> list[TunFrame]:
-        """Return what is ready, *limit* frames or a mebibyte at the most. TunGone when the device was deleted."""
+        """Return what is ready, *limit* reads or a mebibyte at the most. TunGone when the device was deleted.
+
+        Small reads of one size that follow each other become one frame.
+        """
         frames: list[TunFrame] = []
-        octets = 0
-        view, fd, buffers = self._view, self.fd, [self._slot]
-        while len(frames) < limit:
+        view, fd, readv = self._view, self.fd, os.readv
+        start = end = run = octets = 0  # the reads from start to end are of *run* octets each
+        for _ in range(min(limit, _MAX_READS)):
             try:
-                size = os.readv(fd, buffers)
+                size = readv(fd, (view[end:],))
             except BlockingIOError:
                 break
             except OSError as error:
                 raise TunGone(error.strerror) from error
             if size == 0:
                 break
-            frames.append(TunFrame(bytes(view[:size])))
-            octets += size
-            if octets >= _READ_OCTETS:
-                break
+            if size != run:
+                if end > start:
+                    frames.append(_frame(view[start:end], run))
+                start, run = end, size
+            if size > _SMALL:
+                frames.append(TunFrame(bytes(view[end : end + size])))
+                run = 0
+                octets += size
+                if octets >= _READ_OCTETS:
+                    break
+            else:
+                end += size
+        if end > start:
+            frames.append(_frame(view[start:end], run))
         return frames
 
     def write(self, frames: Sequence[tuple[Buffer, ...]]) -> None:
@@ -145,6 +160,11 @@ class Tun:
                 os.writev(self.fd, (PLAIN_VNET, *parts))
             except OSError:
                 self.write_errors += 1
+
+
+def _frame(reads: memoryview, size: int) -> TunFrame:
+    """Return one or several reads of *size* octets each."""
+    return TunFrame(bytes(reads), size if len(reads) > size else 0)
 
 
 def _open(name: str) -> pytun.TunTapDevice:
