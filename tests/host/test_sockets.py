@@ -25,8 +25,10 @@ from tests.support import netns
 from tunnel.dataplane.contract import Transmit, WireDatagrams
 from tunnel.host import cmsg, sockets
 from tunnel.host.addresses import route_to
-from tunnel.host.sockets import Wire, WireSocket
+from tunnel.host.rawsocket import RawSocket
+from tunnel.host.sockets import WireSocket
 from tunnel.host.system import HostError
+from tunnel.host.wire import Wire
 
 _CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS, _SIOCSIFMTU, _UP = 0x8914, 0x8922, 0x1
@@ -68,9 +70,10 @@ HOME = {4: path("127.0.0.1", "127.0.0.1"), 6: path("::1", "::1")}
 
 
 def opened(version: int = 4, port: int = 4500, protocol: int = 17, **options: Any) -> WireSocket:
-    return WireSocket(
-        version, port, protocol, offload=options.get("offload", True), path_mtu=options.get("path_mtu", _no_mtu)
-    )
+    offload, path_mtu = options.get("offload", True), options.get("path_mtu", _no_mtu)
+    if port == 0:
+        return RawSocket(version, protocol, offload=offload, path_mtu=path_mtu)
+    return WireSocket(version, port, protocol, offload=offload, path_mtu=path_mtu)
 
 
 def _no_mtu(remote: Endpoint, mtu: int) -> None:
@@ -136,6 +139,23 @@ def test_raw_esp(version: int) -> None:
     assert {item.tos for item in found} == {2}
     assert {item.path for item in found} == {Path(home.remote, home.local)}
     assert sock.receive(4) == []
+    sock.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@in_a_namespace
+def test_a_raw_packet_that_cannot_go_costs_itself_alone(version: int) -> None:
+    told: list[int] = []
+    home = path(*{4: ("127.0.0.1", "127.0.0.2"), 6: ("::1", "::1")}[version], port=0)
+    sock = opened(version, 0, 50, path_mtu=lambda remote, mtu: told.append(mtu))
+    packets = [bytes((0, 0, 1, n)) + bytes(60 + n) for n in range(100)]
+    sock.send(Transmit(home, (*packets[:70], bytes(65_534), *packets[70:]), df=True))
+    found = []
+    while len(found) < 100:
+        found += arrived(sock)
+    assert [item.data for item in found] == packets
+    assert (sock.send_errors, sock.receive_errors) == (1, 0)
+    assert told == [{4: 65_535, 6: 65_536}[version]]  # that of the loopback device
     sock.close()
 
 

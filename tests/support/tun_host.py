@@ -26,9 +26,9 @@ from policy.spd import Spd
 from tests.support.netns import Namespace, wait_for
 from tests.support.policies import compiled
 from tunnel.dataplane.contract import Transmit
-from tunnel.host.sockets import Wire
 from tunnel.host.steering import Steering, forwarding_hints, tune
 from tunnel.host.tun import Tun
+from tunnel.host.wire import Wire
 
 ROOT = FilePath(__file__).resolve().parents[2]
 TUN = "mg0"

@@ -32,10 +32,10 @@ from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.gateway import Gateway
 from tunnel.host import addresses, names, privileges, process
 from tunnel.host.addresses import HostAddresses
-from tunnel.host.sockets import Wire
 from tunnel.host.steering import Steering, counters, forwarding_hints, tune
 from tunnel.host.system import HostError
 from tunnel.host.tun import Tun
+from tunnel.host.wire import Wire
 from tunnel.outputs import Command, Shutdown, SoftSa, Status
 
 #: Seconds after which a policy without DNS names is looked at for some; changes of addresses are gathered so long.

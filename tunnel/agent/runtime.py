@@ -21,9 +21,10 @@ from tunnel.agent.capture import Tap
 from tunnel.dataplane.contract import Transmit, WriteTun
 from tunnel.gateway import Gateway
 from tunnel.host.process import now
-from tunnel.host.sockets import Wire, WireSocket
+from tunnel.host.sockets import WireSocket
 from tunnel.host.toobig import TooBigSocket
 from tunnel.host.tun import Tun, TunGone
+from tunnel.host.wire import Wire
 from tunnel.outputs import Output, SoftSa, Steer, TunMtu
 
 #: Reads a wake-up: sixteen superpackets are about a megabyte, a few milliseconds of work. Of the TUN's frames,

@@ -23,13 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
-from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
+from policy.path import NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
 from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
 from tunnel.host import cmsg
 from tunnel.host.addresses import route_to
 from tunnel.host.marks import OWN_MARK
 from tunnel.host.system import HostError
-from tunnel.host.toobig import TooBigSocket
 
 _SO_MARK, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 36, 32, 33
 #: Large enough for the burst of a superpacket or two per millisecond; larger hides loss as latency.
@@ -39,17 +38,17 @@ _CONTROL_SPACE = 256
 #: Extension headers come as control messages: three of 2 KiB are more than any honest packet has.
 _CONTROL_SPACE_RAW6 = 6400
 #: IP protocols of the sockets that are not UDP; whole packets go out by the last.
-_UDP, _ESP, _AH, _WHOLE = 17, 50, 51, 255
-_RAW = {
-    _ESP: "raw ESP (IP protocol 50)",
-    _AH: "raw AH (IP protocol 51)",
-    _WHOLE: "whole IP packets (IP_HDRINCL)",
+UDP, ESP, AH, WHOLE = 17, 50, 51, 255
+RAW = {
+    ESP: "raw ESP (IP protocol 50)",
+    AH: "raw AH (IP protocol 51)",
+    WHOLE: "whole IP packets (IP_HDRINCL)",
 }
 #: The path MTU toward one address is looked up once in this many seconds.
 _MTU_EVERY = 0.05
-_CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 #: Paths remembered, so that the core compares them by identity; forged sources must not grow it without bound.
-_MAX_PATHS = 4096
+MAX_PATHS = 4096
 #: Transmits that wait for a full socket; the TUN is not read meanwhile.
 _MAX_WAITING = 256
 #: The device cannot segment; or this datagram cannot be segmented, by its size or because the kernel is too old.
@@ -67,7 +66,7 @@ class WireSocket:
     """One socket: UDP on *port*, or for port 0 a raw one of *protocol*; 255 is for whole packets out."""
 
     def __init__(
-        self, version: int, port: int, protocol: int = _UDP, *, offload: bool, path_mtu: PathMtuReport
+        self, version: int, port: int, protocol: int = UDP, *, offload: bool, path_mtu: PathMtuReport
     ) -> None:
         self.version, self.port, self.protocol = version, port, protocol
         self._path_mtu = path_mtu
@@ -114,7 +113,7 @@ class WireSocket:
             except OSError:
                 self.receive_errors += 1
                 continue
-            if flags & _CUT_OFF:
+            if flags & CUT_OFF:
                 self.receive_errors += 1
                 continue
             said = cmsg.parse(ancillary)
@@ -192,7 +191,7 @@ class WireSocket:
         now = time.monotonic()
         if now - self._told.get(remote.address, -1.0) < _MTU_EVERY:
             return
-        if len(self._told) >= _MAX_PATHS:
+        if len(self._told) >= MAX_PATHS:
             self._told.clear()
         self._told[remote.address] = now
         route = route_to(remote.address)
@@ -202,7 +201,7 @@ class WireSocket:
     def _way(self, path: Path) -> tuple[cmsg.Ancillary, tuple[str, int]]:
         way = self._ways.get(path)
         if way is None:
-            if len(self._ways) >= _MAX_PATHS:
+            if len(self._ways) >= MAX_PATHS:
                 self._ways.clear()
             way = cmsg.source(path.local.address), (str(path.remote.address), path.remote.port)
             self._ways[path] = way
@@ -245,7 +244,7 @@ class WireSocket:
             remote = ip_address(peer[0].partition("%")[0])
             port = RAW_PORT if self.port == RAW_PORT else peer[1]
             path = Path(Endpoint(cmsg.address(local), self.port), Endpoint(remote, port))
-            if len(self._paths) >= _MAX_PATHS:
+            if len(self._paths) >= MAX_PATHS:
                 self._paths.clear()
             self._paths[peer, local] = path
         data = bytes(view[start:size])
@@ -279,60 +278,9 @@ class WireSocket:
                 self._gso = False  # a kernel before 5.0 has neither
 
 
-class Wire:
-    """All sockets of the agent; ``send`` picks the one of a path."""
-
-    def __init__(self, *, offload: bool, path_mtu: PathMtuReport) -> None:
-        #: By IP version, local port and IP protocol; port 0 is raw, and protocol 255 takes whole packets.
-        self.sockets: dict[tuple[int, int, int], WireSocket] = {}
-        #: Hears what IPv6 paths say of raw packets, where there is IPv6.
-        self.too_big: TooBigSocket | None = None
-        kinds = [(port, _UDP) for port in (IKE_PORT, NATT_PORT)] + [(RAW_PORT, protocol) for protocol in _RAW]
-        try:
-            for version in (4, 6) if _has_ipv6() else (4,):
-                for port, protocol in kinds:
-                    self.sockets[version, port, protocol] = WireSocket(
-                        version, port, protocol, offload=offload, path_mtu=path_mtu
-                    )
-                if version == 6:
-                    self.too_big = TooBigSocket(path_mtu)
-        except BaseException:
-            self.close()
-            raise
-
-    def send(self, transmit: Transmit) -> WireSocket | None:
-        """Send on the socket of the path's family and local port; return it, or None if there is none."""
-        path = transmit.path
-        if transmit.whole:
-            sock = self.sockets.get((path.version, RAW_PORT, _WHOLE))
-        else:
-            port = path.local.port
-            sock = self.sockets.get((path.version, port, _ESP if port == RAW_PORT else _UDP))
-        if sock is not None:
-            sock.send(transmit)
-        return sock
-
-    @property
-    def errors(self) -> dict[str, int]:
-        """Return what the sockets could not send or receive."""
-        return {
-            "send": sum(sock.send_errors for sock in self.sockets.values()),
-            "receive": sum(sock.receive_errors for sock in self.sockets.values()),
-        }
-
-    def close(self) -> None:
-        """Close every socket."""
-        for sock in self.readable():
-            sock.close()
-
-    def readable(self) -> list[WireSocket | TooBigSocket]:
-        """Return all that wants to be read."""
-        return [*self.sockets.values(), *([self.too_big] if self.too_big is not None else [])]
-
-
 def _open(version: int, port: int, protocol: int) -> socket.socket:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    what = _RAW[protocol] if port == RAW_PORT else f"UDP port {port}"
+    what = RAW[protocol] if port == RAW_PORT else f"UDP port {port}"
     try:
         if port == RAW_PORT:
             return socket.socket(family, socket.SOCK_RAW, protocol)
@@ -352,12 +300,3 @@ def _open(version: int, port: int, protocol: int) -> socket.socket:
             ) from error
         raise HostError(f"{what} (IPv{version}) cannot be bound: {error.strerror}") from error
     return sock
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::", 0))
-    except OSError:
-        return False
-    return True
