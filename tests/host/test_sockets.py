@@ -150,7 +150,7 @@ def test_a_raw_packet_that_cannot_go_costs_itself_alone(version: int) -> None:
     sock = opened(version, 0, 50, path_mtu=lambda remote, mtu: told.append(mtu))
     packets = [bytes((0, 0, 1, n)) + bytes(60 + n) for n in range(100)]
     sock.send(Transmit(home, (*packets[:70], bytes(65_534), *packets[70:]), df=True))
-    found = []
+    found: list[WireDatagrams] = []
     while len(found) < 100:
         found += arrived(sock)
     assert [item.data for item in found] == packets
