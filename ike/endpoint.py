@@ -171,8 +171,12 @@ class IkeEndpoint:
         return dict(self._core.failures)
 
     def counters(self) -> Mapping[str, int]:
-        """Return what happened to messages that led nowhere."""
+        """Return how often what happened since the start, by names of ours: no peer can make new ones."""
         return dict(self._core.counters)
+
+    def half_open(self) -> int:
+        """Return the IKE SAs of peers that asked for one and have not said who they are yet."""
+        return len(self._core.half_open)
 
     # Helpers.
 

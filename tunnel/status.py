@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ike.names import describe
@@ -11,6 +12,7 @@ from policy.explain import Direction, explain
 from policy.selectors import Flow
 from policy.spd import Disposition, SpdEntry
 from tunnel.children import EntryState, Installed
+from tunnel.traffic import Carried
 
 if TYPE_CHECKING:
     from tunnel.gateway import Gateway
@@ -24,7 +26,7 @@ _NEGOTIATING = ("initiating", "authenticating", "half open")
 
 def status(gateway: Gateway, now: Nanos) -> dict[str, object]:
     """Return the whole state: rules, peers, Child SAs, drops by reason."""
-    snapshot = gateway.snapshot
+    snapshot, counters = gateway.snapshot, gateway.dataplane.counters()
     return {
         "policy": snapshot.policy,
         "generation": snapshot.generation,
@@ -32,8 +34,10 @@ def status(gateway: Gateway, now: Nanos) -> dict[str, object]:
         "peers": _peers(gateway, now),
         "children": [child_object(gateway, installed, now) for installed in gateway.children],
         "drops": {reason.value: count for reason, count in gateway.dataplane.drops().items() if count},
-        "held": gateway.dataplane.counters().held,
+        "held": counters.held,
         "tun_mtu": gateway.dataplane.tun_mtu(),
+        "packets": asdict(counters),
+        "ike": {"half_open": gateway.ike.half_open(), "counters": dict(gateway.ike.counters())},
     }
 
 
@@ -117,6 +121,9 @@ def _fits(installed: Installed, flow: Flow, *, outbound: bool) -> bool:
 def _rules(gateway: Gateway, now: Nanos) -> list[dict[str, object]]:
     states = gateway.children.states(gateway.snapshot)
     rules: dict[str, dict[str, object]] = {}
+    carried = gateway.traffic.totals(
+        lambda child, spi, inbound: gateway.dataplane.query_sa(spi, inbound=inbound, child=child)
+    )
     entries: dict[str, list[dict[str, object]]] = {}
     for entry in gateway.snapshot.spd.entries:
         if entry.rule not in rules:
@@ -125,6 +132,7 @@ def _rules(gateway: Gateway, now: Nanos) -> list[dict[str, object]]:
                 "rule": entry.rule,
                 "filter_list": entry.filter_list,
                 "filter_action": entry.filter_action,
+                "carried": carried.get(entry.rule, Carried()).to_dict(),
                 "entries": entries[entry.rule],
             }
         state, reason = states[entry.id]

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from ike.events import Event, Level
-from tunnel.agent import metrics
 from tunnel.agent.control import MAX_CLIENTS, MAX_LINE, ControlServer, RequestError
 from tunnel.agent.log import MAX_WAITING, Log
 from tunnel.agent.requests import Requests, flow_of
@@ -131,8 +130,8 @@ class FakeAgent:
     def uptime(self) -> int:
         return 7
 
-    def errors(self) -> dict[str, object]:
-        return {"errors": {"send": 0}}
+    def health(self) -> dict[str, object]:
+        return {"errors": {"send": 0}, "loop_lag_s": 0.0, "capturing": False}
 
     async def reload(self) -> dict[str, object]:
         return {"policy": "reloaded"}
@@ -207,44 +206,6 @@ async def test_initiate_waits_for_the_end() -> None:
 def test_flows_that_are_none(request_: dict[str, object], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         flow_of(request_)
-
-
-STATUS = {
-    "rules": [{"entries": [{"disposition": "protect", "state": s} for s in ("up", "down")]}, {"entries": []}],
-    "peers": [{"state": "up"}],
-    "children": [{}, {}],
-    "held": 4,
-    "drops": {"integrity": 2},
-}
-
-
-def test_metrics_text() -> None:
-    lines = metrics.render(STATUS).splitlines()
-    assert {
-        "mirrorgate_entries_configured 2", "mirrorgate_entries_up 1", "mirrorgate_peers_up 1",
-        "mirrorgate_child_sas 2", "mirrorgate_held_packets 4", 'mirrorgate_drops_total{reason="integrity"} 2',
-    } <= set(lines)  # fmt: skip
-
-
-async def test_metrics_over_http() -> None:
-    server = await metrics.serve("127.0.0.1:0", lambda: STATUS)
-    port = server.sockets[0].getsockname()[1]
-
-    async def get(request: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request)
-        answer = await reader.read()
-        writer.close()
-        return answer
-
-    found = await get(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert found.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b"mirrorgate_entries_up 1\n" in found
-    assert (await get(b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
-    assert await get(b"x" * 9000) == b""
-    with pytest.raises(HostError, match=f"metrics cannot be served on 127.0.0.1:{port}"):
-        await metrics.serve(f"127.0.0.1:{port}", lambda: STATUS)
-    server.close()
 
 
 def test_a_peer_cannot_forge_a_line_of_the_log() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from textual.widgets import DataTable
 
 from tests.support.agent_process import COMMAND, CONFIGS, ROOT, Agent, Directory, cli, tunnel
@@ -122,6 +124,32 @@ def test_commands_of_a_running_agent(two_sites: Sites, directory: Directory) -> 
         assert done.returncode == 1
         assert "LAN to Mars" in done.stdout + done.stderr
         assert isinstance(json.loads(one.run("status", "--json").stdout), dict)
+
+
+def test_metrics_of_a_running_agent(two_sites: Sites, directory: Directory) -> None:
+    metrics = ("[agent]", '[agent]\nmetrics = "127.0.0.1:9476"')
+
+    def scrape() -> dict[str, float]:
+        code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9476/metrics').read().decode())"
+        text = two_sites.gateway_a.run(sys.executable, "-c", code).stdout
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return {"/".join([s.name.removeprefix("mirrorgate_"), *s.labels.values()]): s.value for s in samples}
+
+    with (
+        Agent(two_sites.gateway_a, directory.config("site-a.toml", metrics)) as one,
+        Agent(two_sites.gateway_b, directory.config("site-b.toml")),
+    ):
+        assert scrape()["tunnel_up/LAN to LAN"] == 0
+        assert two_sites.lan_a.ping(LAN_B, count=3, wait=8).returncode == 0
+        before = scrape()
+        assert before["tunnel_up/LAN to LAN"] == before["ike_sas_established_total"] == 1
+        assert before["sent_packets_total/LAN to LAN"] == before["received_packets_total/LAN to LAN"] == 3
+        one.run("rekey")
+        wait_for(lambda: scrape()["rekeys_total/child/done"] == 1, "a rekey is counted")
+        one.run("terminate")
+        wait_for(lambda: scrape()["tunnel_up/LAN to LAN"] == 0, "it is down")
+        after = scrape()
+        assert after["sent_bytes_total/LAN to LAN"] == before["sent_bytes_total/LAN to LAN"] > 0
 
 
 def test_secrets_stay_out_of_the_log(two_sites: Sites, directory: Directory) -> None:

@@ -30,7 +30,7 @@ class Requests:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._commands: dict[str, Callable[[Request], Awaitable[dict[str, object]]]] = {
-            "status": self._status,
+            "status": lambda _request: self.status(),
             "explain": self._explain,
             "initiate": self._initiate,
             "rekey": self._rekey,
@@ -57,7 +57,8 @@ class Requests:
             raise RequestError(str(answer["error"]))
         return answer
 
-    async def _status(self, _request: Request) -> dict[str, object]:
+    async def status(self) -> dict[str, object]:
+        """Return the whole state: the gateway's, the guard's and the agent's own."""
         answer = self._execute(Status())
         guard = await asyncio.get_running_loop().run_in_executor(None, steering.counters)
         return {
@@ -65,7 +66,7 @@ class Requests:
             "uptime_s": self._agent.uptime(),
             **answer,
             "guard": guard,
-            **self._agent.errors(),
+            **self._agent.health(),
         }
 
     async def _explain(self, request: Request) -> dict[str, object]:
