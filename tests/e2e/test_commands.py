@@ -202,7 +202,7 @@ async def test_the_monitor_watches_a_real_agent(two_sites: Sites, directory: Dir
                 table = screen.query_one("#quick-rows", DataTable)
                 if table.row_count:
                     break
-            assert table.get_row_at(0)[:3] == ["LAN to LAN", "10.2.0.0/24", "up"]
+            assert [str(cell) for cell in table.get_row_at(0)[:4]] == ["LAN to LAN", "10.2.0.0/24", "up", "direct"]
             before = {child["child"] for child in one.children()}
             await pilot.press("r")
             wait_for(lambda: {child["child"] for child in one.children()} - before, "a new Child SA")

@@ -159,5 +159,14 @@ def _child(child: Table) -> list[str]:
     ]
 
 
+def child_text(child: Table) -> str:
+    """Return a Child SA in a sentence."""
+    carried = "in UDP" if child.get("encapsulation") == "udp" else "raw"
+    return (
+        f"{child['suite']}, {child.get('mode')} {carried}, {child.get('path')}, SPI in {child.get('spi_in')} out "
+        f"{child.get('spi_out')}, rekey in {duration(child['rekey_in_s'])}"
+    )
+
+
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
