@@ -365,7 +365,8 @@ class Gateway:
             begun = self.soft.begin(entry, now)
         peer = self._peer(failure.entry)
         if begun is None:
-            self.children.failed(failure.entry, peer, failure.reason)
+            if entry is not None:  # one that the policy has no more may come back, and begins anew then
+                self.children.failed(failure.entry, peer, failure.reason)
             self._failed[failure.entry] = failure.reason
             self.dataplane.refuse(failure.entry, now, failure.retry_after)
             return

@@ -126,6 +126,21 @@ def test_commands_of_a_running_agent(two_sites: Sites, directory: Directory) -> 
         assert isinstance(json.loads(one.run("status", "--json").stdout), dict)
 
 
+def test_a_peer_that_does_not_answer_is_said_to_be_silent_while_it_is_tried(
+    two_sites: Sites, directory: Directory
+) -> None:
+    with Agent(two_sites.gateway_a, directory.config("site-a.toml")) as one:
+        done = one.run("initiate", "LAN to LAN", "--timeout", "4", check=False)
+        assert done.returncode == 1
+        for said in (done.stderr, one.run("status").stdout):
+            assert "no answer from 10.9.0.2:500 to" in said
+        assert one.status()["rules"][0]["entries"][0]["state"] == "negotiating"
+        one.wait_log("no_answer: no answer yet from 10.9.0.2:500")
+        one.run("unassign")
+        one.run("assign", "Site A to site B")
+        assert one.entry_states() == ["down"], "a policy that comes back begins anew"
+
+
 def test_metrics_of_a_running_agent(two_sites: Sites, directory: Directory) -> None:
     metrics = ("[agent]", '[agent]\nmetrics = "127.0.0.1:9476"')
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
@@ -135,7 +136,10 @@ def _print_checked(
 
 
 def _status(options: argparse.Namespace) -> int:
-    return _show(options, call(options.control, "status"), render.status)
+    size = shutil.get_terminal_size((100, 24))
+    lines = size.lines - 1 if sys.stdout.isatty() else None
+    answer = call(options.control, "status")
+    return _show(options, answer, lambda a: render.status(a, lines=lines, width=size.columns))
 
 
 def _monitor(options: argparse.Namespace) -> int:
