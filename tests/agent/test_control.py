@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 
 from ike.events import Event, Level
-from tunnel.agent.control import MAX_CLIENTS, MAX_LINE, ControlServer, RequestError
+from tunnel.agent.control import MAX_CLIENTS, MAX_LINE, Caller, ControlServer, RequestError
 from tunnel.agent.log import MAX_WAITING, Log
 from tunnel.agent.requests import Requests, flow_of
 from tunnel.host.system import HostError
 from tunnel.outputs import Explain, Initiate, Rekey, Status, Terminate
 
+ROOT = Caller(pid=1, uid=0)
 
-async def handler(request: Mapping[str, object]) -> dict[str, object]:
+
+async def handler(request: Mapping[str, object], caller: Caller) -> dict[str, object]:
+    if request["command"] == "who":
+        return {"pid": caller.pid, "uid": caller.uid}
     if request["command"] == "refuse":
         raise RequestError("no")
     if request["command"] == "crash":
@@ -37,6 +41,26 @@ async def ask(path: Path, *lines: bytes) -> list[dict[str, Any]]:
     answers = [json.loads(line) for line in (await reader.read()).splitlines()]
     writer.close()
     return answers
+
+
+async def test_the_kernel_says_who_asks(tmp_path: Path) -> None:
+    server = ControlServer(tmp_path / "control.sock", handler)
+    await server.start()
+    (answer,) = await ask(tmp_path / "control.sock", b'{"command": "who", "uid": 7, "caller": {"uid": 7}}')
+    server.stop()
+    assert answer["result"] == {"pid": os.getpid(), "uid": os.geteuid()}
+    assert str(Caller(5, 0, 1000)) == "uid 0, pid 5, logged in as uid 1000"
+    assert str(Caller(5, 0, 0)) == str(Caller(5, 0)) == "uid 0, pid 5"
+
+
+async def test_a_capture_is_for_root_alone_and_a_refusal_is_logged() -> None:
+    agent = FakeAgent()
+    any_agent: Any = agent
+    with pytest.raises(RequestError, match="for root alone"):
+        await Requests(any_agent).handle({"command": "capture"}, Caller(pid=77, uid=1000, login=1001))
+    assert agent.said == [
+        "refused to uid 1000, pid 77, logged in as uid 1001: packets and keys are for root alone"
+    ]
 
 
 async def test_requests_and_answers(tmp_path: Path) -> None:
@@ -119,6 +143,7 @@ async def test_who_has_the_socket(tmp_path: Path) -> None:
 
 class FakeAgent:
     def __init__(self) -> None:
+        self.said: list[str] = []
         self.commands: list[object] = []
         self.answers: list[dict[str, object]] = []
         self.assigned: list[str | None] = []
@@ -129,6 +154,9 @@ class FakeAgent:
 
     def uptime(self) -> int:
         return 7
+
+    def say(self, _level: Level, _name: str, message: str) -> None:
+        self.said.append(message)
 
     def health(self) -> dict[str, object]:
         return {"errors": {"send": 0}, "loop_lag_s": 0.0, "capturing": False}
@@ -143,7 +171,7 @@ class FakeAgent:
 
 async def do(agent: FakeAgent, command: str, **arguments: object) -> dict[str, object]:
     any_agent: Any = agent
-    answer = await Requests(any_agent).handle({"command": command, **arguments})
+    answer = await Requests(any_agent).handle({"command": command, **arguments}, ROOT)
     assert isinstance(answer, dict)
     return answer
 

@@ -121,10 +121,12 @@ class Agent:
         def attach(tap: capture.Tap | None) -> None:
             self._runtime.tap = tap
 
-        def say(what: str) -> None:
-            self._log.say(Level.WARNING, "capture", what)
-
+        say = partial(self.say, Level.WARNING, "capture")
         return capture.stream(tap, seconds=seconds, count=count, attach=attach, say=say, to=to)
+
+    def say(self, level: Level, name: str, message: str) -> None:
+        """Write an event of the agent's own to the log."""
+        self._log.say(level, name, message)
 
     def uptime(self) -> int:
         """Return the seconds since the start."""
