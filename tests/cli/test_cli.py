@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from tests.support.policies import SITE_TO_SITE, changed
 from tunnel.cli import render
-from tunnel.cli.main import main
+from tunnel.cli.main import _EXAMPLES_OF, _parser, main
 from tunnel.cli.render import columns, duration, octets
 from tunnel.host.addresses import HostAddresses
 from tunnel.host.system import HostError
@@ -117,6 +118,33 @@ def test_status(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
     assert "clear_in" not in out
     status, out, _ = cli(capsys, "status", "--json", "--control", str(agent.path))
     assert json.loads(out) == STATUS
+
+
+@pytest.mark.parametrize(("word", "meant"), [("statsu", "status"), ("rehearsal", "rehearse"), ("x", "--help")])
+def test_a_command_that_is_misspelt(capsys: pytest.CaptureFixture[str], word: str, meant: str) -> None:
+    status, out, err = cli(capsys, word)
+    assert (status, out) == (2, "")
+    assert f'there is no command "{word}"' in err
+    assert meant in err
+    assert len(err.splitlines()) == 1
+
+
+def test_no_command_at_all_is_answered_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = cli(capsys)
+    assert (status, out) == (2, "")
+    assert "examples:" in err
+    assert "monitor" in err
+
+
+def test_the_examples_of_each_command_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, examples in _EXAMPLES_OF.items():
+        status, out, _ = cli(capsys, command, "--help")
+        assert status == 0
+        for example in examples:
+            assert example in out
+            words = shlex.split(example.partition(" | ")[0])
+            if words[0] == "mirrorgate":
+                assert _parser().parse_args(words[1:]).run is not None
 
 
 def test_status_of_a_thousand_tunnels_is_one_screen_with_the_troubles() -> None:

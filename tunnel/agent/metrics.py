@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import time
 from collections import deque
@@ -216,7 +217,10 @@ async def serve(address: str, status: Callable[[], Awaitable[Mapping[str, Any]]]
     try:
         return await asyncio.start_server(answer, host.strip("[]"), int(port), limit=_MAX_REQUEST)
     except OSError as error:
-        raise HostError(f"metrics cannot be served on {address}: {error.strerror or error}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise HostError(
+            f"metrics cannot be served on {address}: {reason}; set agent.metrics to another address"
+        ) from error
 
 
 def _protected(rule: Mapping[str, Any]) -> list[Mapping[str, Any]]:
