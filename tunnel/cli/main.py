@@ -320,6 +320,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--config", type=FilePath, metavar="FILE", help="ask this file instead of the running agent"
     )
+    _add_actions(add)
+    add("version", _version, "show the version", agent=False)
+    return parser
+
+
+def _add_actions(add: Callable[..., Any]) -> None:
+    """Add the commands that change what is up or in force."""
     command = add("initiate", _initiate, "negotiate the SAs of a rule now")
     command.add_argument("rule", metavar="RULE")
     command.add_argument(
@@ -335,8 +342,6 @@ def _parser() -> argparse.ArgumentParser:
     command = add("assign", _assign, "put another policy of the file in force, until reload or restart")
     command.add_argument("name", metavar="NAME")
     add("unassign", _unassign, "put no policy in force: everything passes in clear")
-    add("version", _version, "show the version", agent=False)
-    return parser
 
 
 def _add_trials(add: Callable[..., Any]) -> None:
