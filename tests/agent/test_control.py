@@ -16,7 +16,7 @@ import pytest
 
 from ike.events import Event, Level
 from tunnel.agent.control import MAX_CLIENTS, MAX_LINE, Caller, ControlServer, RequestError
-from tunnel.agent.log import MAX_WAITING, Log
+from tunnel.agent.log import MAX_KEPT, MAX_WAITING, Log
 from tunnel.agent.requests import Requests, flow_of
 from tunnel.host.system import HostError
 from tunnel.outputs import Explain, Initiate, Rekey, Status, Terminate
@@ -277,6 +277,34 @@ async def test_events_are_followed_until_the_client_goes(tmp_path: Path) -> None
         await asyncio.sleep(0.01)
     assert not log._listeners
     server.stop()
+
+
+@pytest.mark.parametrize(
+    ("last", "told"), [(2, ["3", "4"]), (1000, ["0", "1", "2", "3", "4"]), (0, []), ("x", []), (-1, [])]
+)
+async def test_who_comes_later_may_read_what_happened_before(
+    tmp_path: Path, last: object, told: list[str]
+) -> None:
+    log = Log("info", io.StringIO())
+    for number in range(5):
+        log.say(Level.INFO, "e", str(number))
+    server = ControlServer(tmp_path / "control.sock", handler, log=log)
+    await server.start()
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "control.sock"))
+    writer.write(json.dumps({"command": "events", "last": last}).encode() + b"\n")
+    await reader.readline()
+    log.say(Level.INFO, "e", "new")
+    said = [json.loads(await reader.readline())["message"] for _ in range(len(told) + 1)]
+    assert said == [*told, "new"]
+    writer.close()
+    server.stop()
+
+
+def test_what_is_kept_for_later_is_bounded() -> None:
+    log = Log("info", io.StringIO())
+    for number in range(3 * MAX_KEPT):
+        log.say(Level.INFO, "e", str(number))
+    assert len(log._kept) == MAX_KEPT
 
 
 async def test_a_slow_listener_loses_the_oldest_and_is_told() -> None:

@@ -62,7 +62,8 @@ class Fake:
             self.done.append((command, arguments.get("target")))
         return self.now
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, last: int) -> AsyncIterator[dict[str, Any]]:
+        assert last > 0, "what happened before somebody looked is what he looks for"
         while True:
             yield await self.told.get()
 
@@ -160,6 +161,9 @@ async def test_an_agent_that_is_gone_and_comes_back() -> None:
         fake.now = status(child(1))
         await pilot.pause(2 * EVERY_S)
         assert len(rows(pilot, "quick")) == 1
+        fake.now = {"policy": "of an agent that is older or newer"}
+        await pilot.pause(2 * EVERY_S)
+        assert "another version" in text(pilot)
         fake.now = None
         await pilot.pause(2 * EVERY_S)
         assert rows(pilot, "quick") == [], "what was true before is not shown as if it still were"

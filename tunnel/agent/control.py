@@ -16,9 +16,9 @@ unassign                                             put no policy in force
 capture    rule (or absent: all), seconds, count,    for root alone: packets and keys until "done", as many
            to (where they are written, for the log)  answers as it takes, {"packets": [...], "keys": [...]}
 version                                              the agent's version
-events                                               ``result`` is empty; then an event a line, ``{"time",
-                                                     "level", "event", "message", "fields"}``, until the client
-                                                     goes
+events     last (or absent: none of them)            ``result`` is empty; then an event a line, ``{"time",
+                                                     "level", "event", "message", "fields"}``, the *last* ones
+                                                     and those that happen, until the client goes
 ========== ========================================= ==================================================
 """
 
@@ -148,8 +148,8 @@ class ControlServer:
         caller = _caller(writer.get_extra_info("socket"))
         try:
             while line := await reader.readline():
-                if self._log is not None and _wants_events(line):
-                    await _tell(self._log, reader, writer)
+                if self._log is not None and (last := _wants_events(line)) is not None:
+                    await _tell(self._log, last, reader, writer)
                     break
                 async with contextlib.aclosing(self._answers(line, caller)) as answers:
                     async for answer in answers:
@@ -196,17 +196,21 @@ def _caller(connected: socket.socket) -> Caller:
     return Caller(pid, uid, None if login == _NOBODY_LOGGED_IN else login)
 
 
-def _wants_events(line: bytes) -> bool:
+def _wants_events(line: bytes) -> int | None:
+    """Return how many of the last events a request asks for, None when it is not for events."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(request, dict) and request.get("command") == "events"
+        return None
+    if not isinstance(request, dict) or request.get("command") != "events":
+        return None
+    last = request.get("last")
+    return last if isinstance(last, int) and not isinstance(last, bool) else 0
 
 
-async def _tell(log: Log, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _tell(log: Log, last: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Write events until the client closes its end. A slow one loses the oldest, and delays nobody."""
-    listener = log.listen()
+    listener = log.listen(last)
     gone = asyncio.ensure_future(reader.read())
     try:
         writer.write(_line({"ok": True, "result": {}}))

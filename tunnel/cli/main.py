@@ -60,7 +60,7 @@ _EXAMPLES_OF = {
         "mirrorgate status",
         "mirrorgate status --json | jq '.rules[].entries[].state'",
     ),
-    "events": ("mirrorgate events", "mirrorgate events --json | jq 'select(.level == \"warning\")'"),
+    "events": ("mirrorgate events --last 20", "mirrorgate events --json | jq 'select(.level == \"warning\")'"),
     "explain": (
         "mirrorgate explain tcp 10.1.0.5:4000 10.2.0.9:443",
         "mirrorgate explain icmp 10.1.0.5 10.2.0.9",
@@ -196,7 +196,7 @@ def _monitor(options: argparse.Namespace) -> int:
 
 
 def _events(options: argparse.Namespace) -> int:
-    for record in follow(options.control):
+    for record in follow(options.control, options.last):
         print(json.dumps(record) if options.json else render.event(record), flush=True)
     return DONE
 
@@ -310,7 +310,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_trials(add)
     add("status", _status, "show policy, peers, SAs, and what was dropped and why")
     add("monitor", _monitor, "watch SAs, throughput, drops and events live on the terminal")
-    add("events", _events, "follow what happens, an event a line, until Ctrl-C or the agent's end")
+    command = add("events", _events, "follow what happens, an event a line, until Ctrl-C or the agent's end")
+    command.add_argument(
+        "--last", type=int, default=0, metavar="N", help="begin with the last N events, of 100 that are kept (0)"
+    )
     command = add(
         "explain", _explain, "explain what happens to a flow: which filter, rule, action and SA, and why"
     )

@@ -33,6 +33,8 @@ _EVERY_S = 1.0
 #: The agent answers in the time of packets: of it the monitor takes no more than this part.
 _SHARE = 0.1
 _MAX_LINES = 1000
+#: Events of before that are shown.
+_EARLIER = 50
 _TABLES = {"quick": monitor_rows.QUICK, "main": monitor_rows.MAIN, "drops": monitor_rows.DROPS}
 _TITLES = {"quick": "Quick Mode: Child SAs", "main": "Main Mode: IKE SAs", "drops": "Drops", "log": "Events"}
 _LEVELS = {"warning": "yellow", "error": "red", "debug": "dim"}
@@ -44,8 +46,8 @@ class Source(Protocol):
     async def ask(self, command: str, **arguments: object) -> dict[str, Any]:
         """Carry out a command of the control socket. AgentError."""
 
-    def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield events until the agent is gone. AgentError."""
+    def events(self, last: int) -> AsyncIterator[dict[str, Any]]:
+        """Yield the *last* events, and all that follow until the agent is gone. AgentError."""
 
 
 class Agent:
@@ -58,14 +60,14 @@ class Agent:
         """Carry out a command of the control socket. AgentError."""
         return await asyncio.to_thread(call, self._control, command, arguments)
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield events until the agent is gone."""
+    async def events(self, last: int) -> AsyncIterator[dict[str, Any]]:
+        """Yield the last events and all that follow until the agent is gone."""
         try:
             reader, writer = await asyncio.open_unix_connection(str(self._control))
         except OSError as error:
             raise AgentError(f"{self._control} cannot be reached: {error.strerror}") from error
         try:
-            writer.write(b'{"command": "events"}\n')
+            writer.write(json.dumps({"command": "events", "last": last}).encode() + b"\n")
             while line := await reader.readline():
                 record = json.loads(line)
                 if "event" in record:
@@ -249,9 +251,10 @@ class Monitor(App[None]):
                 status = await self._source.ask("status")
                 head.remove_class("gone")
                 self._show_status(status)
-            except AgentError as error:
+            except (AgentError, LookupError, TypeError) as error:
+                other = "the agent's answer cannot be understood: is it of another version?"
                 head.add_class("gone")
-                head.update(f"{error}; trying again")
+                head.update(f"{error if isinstance(error, AgentError) else other}; trying again")
                 self._show_nothing()
             took = time.monotonic() - began
             await asyncio.sleep(max(self._every_s, took / _SHARE))
@@ -260,7 +263,7 @@ class Monitor(App[None]):
         lines = self.query_one("#log-lines", RichLog)
         while True:
             try:
-                async for record in self._source.events():
+                async for record in self._source.events(_EARLIER):
                     line = _line(record)
                     lines.write(line)
                     self._news = [*self._news[-9:], line]
