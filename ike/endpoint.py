@@ -36,6 +36,9 @@ from policy.path import IpAddress, Path
 from policy.selectors import Flow
 from policy.spd import Snapshot
 
+#: Messages after which it is worth saying that nobody answered the ones before: two seconds or so.
+_SILENT = 4
+
 
 class IkeEndpoint:
     """IKEv2 with preshared keys, initiator and responder."""
@@ -164,15 +167,19 @@ class IkeEndpoint:
 
     def status(self, now: Nanos) -> list[IkeSaStatus]:
         """Return every IKE SA that is not closed, oldest first."""
-        return [self._status(sa) for sa in self._core.sas.values() if sa.state is not State.CLOSED]
+        return [self._status(sa, now) for sa in self._core.sas.values() if sa.state is not State.CLOSED]
 
     def failures(self) -> Mapping[str, str]:
         """Return why the last negotiation with each peer (or address) failed, until one succeeds."""
         return dict(self._core.failures)
 
     def counters(self) -> Mapping[str, int]:
-        """Return what happened to messages that led nowhere."""
+        """Return how often what happened since the start, by names of ours: no peer can make new ones."""
         return dict(self._core.counters)
+
+    def half_open(self) -> int:
+        """Return the IKE SAs of peers that asked for one and have not said who they are yet."""
+        return len(self._core.half_open)
 
     # Helpers.
 
@@ -196,6 +203,7 @@ class IkeEndpoint:
         match due.timer:
             case Timer.RETRANSMIT:
                 sa.retransmit(now)
+                self._say_silence(sa, now)
             case Timer.FALLBACK:
                 if isinstance(sa.current, IkeInit) and not sa.answered:
                     sa.close(Failure(FailureKind.NO_ANSWER, "nobody answered"), now)
@@ -223,6 +231,18 @@ class IkeEndpoint:
                 self._core.demands.settle_redundant(sa, now)
             case Timer.LINGER:
                 self._core.remove(sa)
+
+    def _say_silence(self, sa: IkeSa, now: Nanos) -> None:
+        """Tell that a peer does not answer before the request is given up: somebody may be waiting for it."""
+        request = sa.window.outstanding
+        if request is not None and request.sent == _SILENT:
+            sa.tell(
+                now,
+                "no_answer",
+                Level.INFO,
+                f"no answer yet from {sa.path.remote} ({sa.peer_name}) to {request.sent - 1} messages",
+                limit=str(sa.path.remote),
+            )
 
     def _ike_expired(self, sa: IkeSa, now: Nanos) -> None:
         if sa.state is State.REKEYED:
@@ -261,7 +281,8 @@ class IkeEndpoint:
             if (channel := sa.channel) is not None and any((keys := channel.keys).sk_ei.reveal())
         ]  # fmt: skip
 
-    def _status(self, sa: IkeSa) -> IkeSaStatus:
+    def _status(self, sa: IkeSa, now: Nanos) -> IkeSaStatus:
+        request = sa.window.outstanding
         return IkeSaStatus(
             peer=sa.peer_name,
             spi_i=sa.spi_i,
@@ -277,4 +298,6 @@ class IkeEndpoint:
             rekey_at=self._core.timers.at(sa.number, Timer.REKEY_IKE),
             children=tuple(number for child in sa.children.values() for number in child.numbers),
             last_failure=self._core.failures.get(sa.peer_name, ""),
+            unanswered=0 if request is None else request.sent,
+            silent_for=0 if request is None else now - request.started,
         )

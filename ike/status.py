@@ -29,3 +29,6 @@ class IkeSaStatus:
     children: tuple[int, ...]
     #: Why the last exchange with this peer failed, empty if none did.
     last_failure: str = ""
+    #: How often our request under way was sent without an answer, and for how long; 0 while none waits.
+    unanswered: int = 0
+    silent_for: Nanos = 0

@@ -117,6 +117,56 @@ def test_what_does_not_fit_is_named(
         assert sentence in reasons(report)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "able"),
+    [
+        ('pfs = "x25519"', 'pfs = "ecp256"', False),
+        ('pfs = "x25519"', "", True),
+    ],
+    ids=["another group", "none"],
+)
+def test_keys_that_cannot_be_renewed_are_found_before_an_hour_has_passed(
+    directory: Directory, run: Any, before: str, after: str, able: bool
+) -> None:
+    status, report = run(*site_b(directory, (before, after)))
+    assert status == (0 if able else 1)
+    for flow in report["flows"]:
+        assert (flow["outcome"], flow["lasting"], flow["failed"]) == ("protected", able, not able)
+    assert ("B cannot rekey the Child SA, A can" if able else "A and B cannot rekey the Child SA") in reasons(
+        report
+    )
+    assert "key exchange (wanted" in reasons(report)
+    shown = text(report)
+    assert ("PROTECTED ONLY UNTIL KEYS MUST BE RENEWED" in shown) is not able
+
+
+def test_what_people_mix_up_is_told_by_its_name(directory: Directory, run: Any) -> None:
+    swapped = [
+        ('source = "10.2.0.0/24"', 'source = "10.1.0.0/24" # x'), ('destination = "10.1.0.0/24"', "SWAP"),
+        ("SWAP", 'destination = "10.2.0.0/24"'),
+    ]  # fmt: skip
+    _, report = run(*site_b(directory, *swapped))
+    assert 'seen from B, source and destination change places in rule "LAN to LAN"' in reasons(report)
+    _, report = run(*site_b(directory, ("assigned =", "# assigned =")), *AT)
+    assert "at B no policy is in force: set agent.assigned there" in reasons(report)
+    _, report = run(*site_b(directory, ('tunnel_endpoint = "10.9.0.1"', 'tunnel_endpoint = "10.9.0.7"')), *AT)
+    assert 'B: rule "LAN to LAN" has the tunnel_endpoint 10.9.0.7, and A is at 10.9.0.1' in reasons(report)
+    _, report = run(*site_b(directory, ('remote_id = "gw-a.example"', 'remote_id = "gw-x.example"')))
+    assert "B expects gw-x.example" in reasons(report)
+    assert "make remote_id at B and local_id at A the same" in reasons(report)
+    one, other = directory.config("respond-only.toml"), directory.config("database-port-server.toml")
+    _, report = run(one, other, *AT, "--flow", f"tcp {CLIENT}:4000 {SERVER}:5432")
+    assert "A only responds: it begins in clear, which B does not accept" in "".join(report["flows"][0]["reasons"])
+
+
+def test_who_refused_is_read_before_who_was_refused(directory: Directory, run: Any) -> None:
+    _, report = run(*site_b(directory, ("prfsha384-x25519", "prfsha384-ecp256")))
+    first = report["flows"][0]
+    assert first["begins"] == "A"
+    assert first["reasons"][0].startswith("B: IKE_SA_INIT of 10.9.0.1 refused: no common IKE proposal")
+    assert len(first["reasons"]) == 2, "one sentence an end"
+
+
 def test_different_secrets_are_told_and_not_shown(
     directory: Directory, capsys: pytest.CaptureFixture[str]
 ) -> None:

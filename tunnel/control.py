@@ -73,6 +73,12 @@ class IkeControl(Protocol):
     def failures(self) -> Mapping[str, str]:
         """Return why the last exchange with a peer failed, by peer."""
 
+    def counters(self) -> Mapping[str, int]:
+        """Return how often what happened since the start, by names of ours."""
+
+    def half_open(self) -> int:
+        """Return the IKE SAs whose initiator has not authenticated itself yet."""
+
 
 class ControlFactory(Protocol):
     """Makes the control plane: ``IkeEndpoint`` is one."""

@@ -52,6 +52,7 @@ from tunnel.dataplane.contract import (
 from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.outputs import Command, Output, SoftSa, Steer, TunMtu
 from tunnel.soft import Pair, SoftSas, pair_of
+from tunnel.traffic import Traffic
 
 #: After the data plane refused a Child SA that was negotiated properly, a bug or a lack: no hurry to try again.
 _RETRY_REFUSED = 30 * SECOND
@@ -80,6 +81,7 @@ class Gateway:
         self._compiled = self.snapshot
         self.children = Children()
         self.soft = SoftSas()
+        self.traffic = Traffic()
         self._cover = Cover(entropy)
         self._outputs: deque[Output] = deque()
         self._pending: deque[_Pending] = deque()
@@ -101,6 +103,7 @@ class Gateway:
         before, self._compiled = self._compiled, snapshot
         self.snapshot = snapshot.with_dynamic(self.children.dynamic.values())
         self.children.load(self.snapshot)
+        self.traffic.keep(entry.rule for entry in self.snapshot.spd.entries)
         self.dataplane.load(self.snapshot, now)
         self._collect()
         self._end_soft_of_old_entries()
@@ -318,6 +321,8 @@ class Gateway:
         entry = self.snapshot.spd.entry(sa.entry)
         idle = None if entry is None or entry.protection is None else entry.protection.idle
         self.children.install(sa, now, idle)
+        if entry is not None:
+            self.traffic.begin(sa, entry.rule)
         self._cover.begin(sa.child, sa.dummies, now)
         pair = None if entry is None else pair_of(entry)
         if pair is not None and self.soft.has(pair):
@@ -360,7 +365,8 @@ class Gateway:
             begun = self.soft.begin(entry, now)
         peer = self._peer(failure.entry)
         if begun is None:
-            self.children.failed(failure.entry, peer, failure.reason)
+            if entry is not None:  # one that the policy has no more may come back, and begins anew then
+                self.children.failed(failure.entry, peer, failure.reason)
             self._failed[failure.entry] = failure.reason
             self.dataplane.refuse(failure.entry, now, failure.retry_after)
             return
@@ -421,7 +427,7 @@ class Gateway:
         return "" if entry is None or entry.protection is None else entry.protection.peer
 
     def _delete(self, spi: int, *, inbound: bool, child: int) -> None:
-        self.dataplane.delete_sa(spi, inbound=inbound, child=child)
+        self.traffic.end(child, self.dataplane.delete_sa(spi, inbound=inbound, child=child), inbound=inbound)
         self._tables_changed = True
         self._collect()
 

@@ -21,8 +21,9 @@ from policy.spd import Disposition, Mode, Snapshot, SpdEntry
 from tunnel import pump
 from tunnel.dataplane.checksum import checksum, pseudo_header
 from tunnel.dataplane.contract import Transmit, TunFrame, WireDatagrams, WriteTun
+from tunnel.differences import End, advice, entry_of
 from tunnel.gateway import Gateway
-from tunnel.outputs import Explain, Output, SoftSa, Steer
+from tunnel.outputs import Explain, Output, Rekey, SoftSa, Steer
 
 PROTECTED, CLEAR, BLOCKED, MIXED = "protected", "clear", "blocked", "mixed"
 
@@ -30,20 +31,13 @@ _LATENCY = 5 * MILLISECOND
 #: When the application tries again, in seconds from the start: past the time after which a soft SA begins.
 _TRIES = (0, 1, 3, 6, 10, 15, 25)
 _PATIENCE = 5 * SECOND
+#: More than a rekey takes on a perfect network.
+_RENEWAL = 2 * SECOND
 #: More events than two gateways can need for one flow: what comes after is a bug of ours.
 _MAX_EVENTS = 20_000
 _FORWARD, _REPLY = "forward", "reply"
 _MARK = b"Rehearse"
 _NO_OFFLOAD = bytes(10)
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """One of the two: a name for the report, its policy compiled for its own addresses, and these."""
-
-    name: str
-    snapshot: Snapshot
-    addresses: tuple[IpAddress, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +59,8 @@ class Verdict:
     wanted: bool = False
     #: The end that begins never dials; once the other has begun the flow is protected.
     waits: bool = False
+    #: Keys can be renewed. Else a flow is protected at first, and blocked when the first SA has lived its time.
+    lasting: bool = True
 
     @property
     def outcome(self) -> str:
@@ -76,7 +72,9 @@ class Verdict:
     @property
     def failed(self) -> bool:
         """Whether an end requires protection that cannot be had."""
-        if self.outcome == PROTECTED or self.waits:
+        if self.outcome == PROTECTED:
+            return not self.lasting
+        if self.waits:
             return False
         return bool(self.required) or (self.wanted and self.outcome == BLOCKED)
 
@@ -90,6 +88,7 @@ class Verdict:
             "reply": self.reply,
             "required": list(self.required),
             "waits": self.waits,
+            "lasting": self.lasting,
             "failed": self.failed,
             "ends": self.ends,
             "reasons": list(self.reasons),
@@ -99,7 +98,7 @@ class Verdict:
 def rehearse(ends: tuple[End, End], flow: Flow, *, begins: int, entropy: Entropy) -> Verdict:
     """Return how *flow* fares when ``ends[begins]`` sends its first packet."""
     verdict = _Stage(ends, flow, begins, entropy).play()
-    entry = _entry(ends[begins].snapshot, flow, outbound=True)
+    entry = entry_of(ends[begins].snapshot, flow, outbound=True)
     if verdict.outcome == PROTECTED or entry is None or entry.protection is None:
         return verdict
     if entry.protection.mode is Mode.TUNNEL and entry.protection.tunnel_remote is None:
@@ -120,13 +119,15 @@ def answer_to(flow: Flow) -> Flow:
     )  # fmt: skip
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Side:
     end: End
     gateway: Gateway
     steered: Snapshot
     soft: dict[tuple[IpAddress, IpAddress], Nanos] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
+    #: Names of events since somebody looked.
+    news: set[str] = field(default_factory=set)
     ticket: int = 0
 
 
@@ -164,7 +165,7 @@ class _Stage:
         for number, side in enumerate(self._sides):
             way = Direction.OUTBOUND if number == self._begins else Direction.INBOUND
             explained[side.end.name] = side.gateway.command(Explain(flow, way), self._now)
-            entry = _entry(side.end.snapshot, flow, outbound=number == self._begins)
+            entry = entry_of(side.end.snapshot, flow, outbound=number == self._begins)
             if entry is not None and entry.protection is not None:
                 wanted = True
                 if not entry.protection.fallback_clear:
@@ -179,12 +180,41 @@ class _Stage:
             reasons=(),
             wanted=wanted,
         )
-        return verdict if verdict.outcome == PROTECTED else self._with_reasons(verdict)
+        if verdict.outcome == PROTECTED:
+            return self._renewed(verdict)
+        told = advice(self._sides[self._begins].end, self._sides[1 - self._begins].end, flow)
+        return replace(verdict, reasons=tuple(dict.fromkeys([*self._told(), *told])))
 
-    def _with_reasons(self, verdict: Verdict) -> Verdict:
-        told = [f"{side.end.name}: {reason}" for side in self._sides for reason in side.reasons]
-        told += _advice(self._sides[self._begins].end, self._sides[1 - self._begins].end, verdict)
-        return replace(verdict, reasons=tuple(dict.fromkeys(told)))
+    def _renewed(self, verdict: Verdict) -> Verdict:
+        """Rekey from both ends, as they will: only then is the PFS group negotiated (RFC 7296 section 2.17)."""
+        lasting, told = True, []
+        for what, ike in (("Child SA", False), ("IKE SA", True)):
+            able = [side for side in self._sides if self._renews(side, ike=ike)]
+            if len(able) == len(self._sides):
+                continue
+            lasting = lasting and bool(able)
+            unable = " and ".join(side.end.name for side in self._sides if side not in able)
+            instead = f", {able[0].end.name} can" if able else "; it ends with its lifetime, and so does the flow"
+            told += [f"{unable} cannot rekey the {what}{instead}", *self._told()]
+        return replace(verdict, lasting=lasting, reasons=tuple(told))
+
+    def _renews(self, side: _Side, *, ike: bool) -> bool:
+        """Whether a rekey that *side* begins is done soon."""
+        side.news.clear()
+        side.gateway.command(Rekey(None, ike=ike), self._now)
+        self._drain(side)
+        self._run(until=self._now + _RENEWAL)
+        return ("ike_rekeyed" if ike else "child_rekeyed") in side.news
+
+    def _told(self) -> list[str]:
+        """Return what went wrong since the last time: who refused first, then who was refused."""
+        said: dict[tuple[str, str], str] = {}
+        for side in self._sides:
+            for reason in side.reasons:  # of the tries of one kind the first
+                kind = reason.partition(" refused: ")[0].partition(" failed: ")[0]
+                said.setdefault((side.end.name, kind), f"{side.end.name}: {reason}")
+            side.reasons.clear()
+        return sorted(said.values(), key=lambda reason: " refused: " not in reason)
 
     # Time
 
@@ -237,8 +267,10 @@ class _Stage:
                 side.steered = snapshot
             case SoftSa(local, remote, lifetime):
                 side.soft[local, remote] = self._now + lifetime
-            case Event("negotiation_failed" | "child_refused", level, message) if level >= Level.WARNING:
-                side.reasons.append(message)
+            case Event(name, level, message):
+                side.news.add(name)
+                if name in ("negotiation_failed", "child_refused") and level >= Level.WARNING:
+                    side.reasons.append(message)
             case _:
                 pass
 
@@ -361,41 +393,3 @@ def _own(end: End, other: End, remote: IpAddress) -> IpAddress | None:
     expected = {peer.address for peer in other.snapshot.pad.peers}
     found = [address for address in end.addresses if address.version == remote.version]
     return min(found, key=lambda own: (own not in expected, int(own) ^ int(remote)), default=None)
-
-
-def _entry(snapshot: Snapshot, flow: Flow, *, outbound: bool) -> SpdEntry | None:
-    return snapshot.spd.lookup_outbound(flow) if outbound else snapshot.spd.lookup_inbound(flow)
-
-
-def _advice(sender: End, receiver: End, verdict: Verdict) -> list[str]:
-    """Return what the two policies, laid side by side, say about a flow that is not protected."""
-    flow = verdict.flow
-    one, other = _entry(sender.snapshot, flow, outbound=True), _entry(receiver.snapshot, flow, outbound=False)
-    said = []
-    for end, entry, far in ((sender, one, receiver), (receiver, other, sender)):
-        if entry is not None and entry.disposition is Disposition.DISCARD:
-            said.append(f'{end.name}: rule "{entry.rule}" blocks it ({entry.where})')
-        theirs = other if end is sender else one
-        if entry is None or entry.protection is None or (theirs is not None and theirs.protection is not None):
-            continue
-        if theirs is None or theirs.disposition is Disposition.BYPASS:
-            clear = f'rule "{theirs.rule}" permits it' if theirs else "no filter matches it"
-            if not far.snapshot.response or entry.protection.mode is Mode.TUNNEL:
-                said.append(
-                    f'{end.name} protects it by rule "{entry.rule}", but at {far.name} {clear}: give {far.name} a '
-                    f"mirrored filter that covers it, with an action that negotiates ({entry.where})"
-                )
-    if one is not None and other is not None and one.protection is not None and other.protection is not None:
-        if one.protection.mode is not other.protection.mode:
-            said.append(
-                f"{sender.name} wants {one.protection.mode.value} mode and {receiver.name} "
-                f"{other.protection.mode.value} mode: give both rules a tunnel_endpoint, or neither "
-                f"({one.where}; {other.where})"
-            )
-        if one.protection.tunnel_remote is None is other.protection.tunnel_remote and (
-            one.protection.mode is other.protection.mode is Mode.TUNNEL
-        ):
-            said.append(
-                'both ends wait for the other (tunnel_endpoint = "any"): one of them has to name an address'
-            )
-    return said

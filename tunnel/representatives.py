@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from policy.selectors import ICMP, ICMPV6, TCP, UDP, AddressRange, Flow, PortRange, SelectorPair
 from policy.spd import Mode, SpdEntry
-from tunnel.rehearsal import End
+from tunnel.differences import End
 
 #: More flows than a person reads; who has more entries asks for one flow at a time.
 MAX_FLOWS = 32
@@ -67,7 +68,7 @@ def _candidates(ends: tuple[End, End]) -> Iterator[tuple[int, Flow]]:
                     if entry.outbound:
                         yield number, flow
                     if entry.inbound:
-                        yield 1 - number, _reversed(flow)
+                        yield 1 - number, _back(flow, entry.selectors)
     for one in ends[0].addresses:
         for far in ends[1].addresses:
             if one.version == far.version:
@@ -150,6 +151,13 @@ def _port(ports: PortRange, otherwise: int) -> int:
 def _port_of(other: PortRange) -> int:
     """Return the port for a side that may have any: a client's against a server's, else a server's."""
     return 80 if other.is_any or other.is_opaque else _EPHEMERAL
+
+
+def _back(flow: Flow, selectors: SelectorPair) -> Flow:
+    """Return a flow that the other side begins: to a server too, where the filter leaves the ports open."""
+    if selectors.local.ports.is_any and selectors.remote.ports.is_any:
+        return replace(flow, source=flow.destination, destination=flow.source)
+    return _reversed(flow)
 
 
 def _reversed(flow: Flow) -> Flow:

@@ -53,7 +53,7 @@ class Core:
         self.spis_in: set[int] = set()
         #: Why the last negotiation with each peer failed, until one succeeds.
         self.failures: dict[str, str] = {}
-        #: What happened to messages that led nowhere.
+        #: What happened, by our own words for it: news told or suppressed, and messages that led nowhere.
         self.counters: Counter[str] = Counter()
         #: Entries that the default response rule granted, as long as they have Child SAs.
         self.dynamic: dict[str, SpdEntry] = {}
@@ -72,7 +72,8 @@ class Core:
     def tell(
         self, now: Nanos, name: str, level: Level, message: str, *, limit: str | None = None, **fields: object
     ) -> None:
-        """Emit an event; with *limit*, at most one of that name and limit in ``event_interval``."""
+        """Emit an event; with *limit*, at most one of its kind in ``event_interval``. All are counted."""
+        self.counters[name] += 1
         if limit is not None and not self._may_tell(name, limit, now):
             self.counters[f"suppressed {name}"] += 1
             return

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 
 from ike.events import Event, Level
-from tunnel.agent import metrics
-from tunnel.agent.control import MAX_CLIENTS, MAX_LINE, ControlServer, RequestError
-from tunnel.agent.log import MAX_WAITING, Log
+from tunnel.agent.control import MAX_CLIENTS, MAX_LINE, Caller, ControlServer, RequestError
+from tunnel.agent.log import MAX_KEPT, MAX_WAITING, Log
 from tunnel.agent.requests import Requests, flow_of
 from tunnel.host.system import HostError
 from tunnel.outputs import Explain, Initiate, Rekey, Status, Terminate
 
+ROOT = Caller(pid=1, uid=0)
 
-async def handler(request: Mapping[str, object]) -> dict[str, object]:
+
+async def handler(request: Mapping[str, object], caller: Caller) -> dict[str, object]:
+    if request["command"] == "who":
+        return {"pid": caller.pid, "uid": caller.uid}
     if request["command"] == "refuse":
         raise RequestError("no")
     if request["command"] == "crash":
@@ -38,6 +41,26 @@ async def ask(path: Path, *lines: bytes) -> list[dict[str, Any]]:
     answers = [json.loads(line) for line in (await reader.read()).splitlines()]
     writer.close()
     return answers
+
+
+async def test_the_kernel_says_who_asks(tmp_path: Path) -> None:
+    server = ControlServer(tmp_path / "control.sock", handler)
+    await server.start()
+    (answer,) = await ask(tmp_path / "control.sock", b'{"command": "who", "uid": 7, "caller": {"uid": 7}}')
+    server.stop()
+    assert answer["result"] == {"pid": os.getpid(), "uid": os.geteuid()}
+    assert str(Caller(5, 0, 1000)) == "uid 0, pid 5, logged in as uid 1000"
+    assert str(Caller(5, 0, 0)) == str(Caller(5, 0)) == "uid 0, pid 5"
+
+
+async def test_a_capture_is_for_root_alone_and_a_refusal_is_logged() -> None:
+    agent = FakeAgent()
+    any_agent: Any = agent
+    with pytest.raises(RequestError, match="for root alone"):
+        await Requests(any_agent).handle({"command": "capture"}, Caller(pid=77, uid=1000, login=1001))
+    assert agent.said == [
+        "refused to uid 1000, pid 77, logged in as uid 1001: packets and keys are for root alone"
+    ]
 
 
 async def test_requests_and_answers(tmp_path: Path) -> None:
@@ -120,6 +143,7 @@ async def test_who_has_the_socket(tmp_path: Path) -> None:
 
 class FakeAgent:
     def __init__(self) -> None:
+        self.said: list[str] = []
         self.commands: list[object] = []
         self.answers: list[dict[str, object]] = []
         self.assigned: list[str | None] = []
@@ -131,8 +155,11 @@ class FakeAgent:
     def uptime(self) -> int:
         return 7
 
-    def errors(self) -> dict[str, object]:
-        return {"errors": {"send": 0}}
+    def say(self, _level: Level, _name: str, message: str) -> None:
+        self.said.append(message)
+
+    def health(self) -> dict[str, object]:
+        return {"errors": {"send": 0}, "loop_lag_s": 0.0, "capturing": False}
 
     async def reload(self) -> dict[str, object]:
         return {"policy": "reloaded"}
@@ -144,7 +171,7 @@ class FakeAgent:
 
 async def do(agent: FakeAgent, command: str, **arguments: object) -> dict[str, object]:
     any_agent: Any = agent
-    answer = await Requests(any_agent).handle({"command": command, **arguments})
+    answer = await Requests(any_agent).handle({"command": command, **arguments}, ROOT)
     assert isinstance(answer, dict)
     return answer
 
@@ -209,44 +236,6 @@ def test_flows_that_are_none(request_: dict[str, object], words: str) -> None:
         flow_of(request_)
 
 
-STATUS = {
-    "rules": [{"entries": [{"disposition": "protect", "state": s} for s in ("up", "down")]}, {"entries": []}],
-    "peers": [{"state": "up"}],
-    "children": [{}, {}],
-    "held": 4,
-    "drops": {"integrity": 2},
-}
-
-
-def test_metrics_text() -> None:
-    lines = metrics.render(STATUS).splitlines()
-    assert {
-        "mirrorgate_entries_configured 2", "mirrorgate_entries_up 1", "mirrorgate_peers_up 1",
-        "mirrorgate_child_sas 2", "mirrorgate_held_packets 4", 'mirrorgate_drops_total{reason="integrity"} 2',
-    } <= set(lines)  # fmt: skip
-
-
-async def test_metrics_over_http() -> None:
-    server = await metrics.serve("127.0.0.1:0", lambda: STATUS)
-    port = server.sockets[0].getsockname()[1]
-
-    async def get(request: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request)
-        answer = await reader.read()
-        writer.close()
-        return answer
-
-    found = await get(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert found.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b"mirrorgate_entries_up 1\n" in found
-    assert (await get(b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
-    assert await get(b"x" * 9000) == b""
-    with pytest.raises(HostError, match=f"metrics cannot be served on 127.0.0.1:{port}"):
-        await metrics.serve(f"127.0.0.1:{port}", lambda: STATUS)
-    server.close()
-
-
 def test_a_peer_cannot_forge_a_line_of_the_log() -> None:
     stream = io.StringIO()
     log = Log("info", stream)
@@ -288,6 +277,34 @@ async def test_events_are_followed_until_the_client_goes(tmp_path: Path) -> None
         await asyncio.sleep(0.01)
     assert not log._listeners
     server.stop()
+
+
+@pytest.mark.parametrize(
+    ("last", "told"), [(2, ["3", "4"]), (1000, ["0", "1", "2", "3", "4"]), (0, []), ("x", []), (-1, [])]
+)
+async def test_who_comes_later_may_read_what_happened_before(
+    tmp_path: Path, last: object, told: list[str]
+) -> None:
+    log = Log("info", io.StringIO())
+    for number in range(5):
+        log.say(Level.INFO, "e", str(number))
+    server = ControlServer(tmp_path / "control.sock", handler, log=log)
+    await server.start()
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "control.sock"))
+    writer.write(json.dumps({"command": "events", "last": last}).encode() + b"\n")
+    await reader.readline()
+    log.say(Level.INFO, "e", "new")
+    said = [json.loads(await reader.readline())["message"] for _ in range(len(told) + 1)]
+    assert said == [*told, "new"]
+    writer.close()
+    server.stop()
+
+
+def test_what_is_kept_for_later_is_bounded() -> None:
+    log = Log("info", io.StringIO())
+    for number in range(3 * MAX_KEPT):
+        log.say(Level.INFO, "e", str(number))
+    assert len(log._kept) == MAX_KEPT
 
 
 async def test_a_slow_listener_loses_the_oldest_and_is_told() -> None:

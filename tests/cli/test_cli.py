@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.support.policies import SITE_TO_SITE, changed
-from tunnel.cli.main import main
+from tunnel.cli import render
+from tunnel.cli.main import _EXAMPLES_OF, _parser, main
 from tunnel.cli.render import columns, duration, octets
 from tunnel.host.addresses import HostAddresses
 from tunnel.host.system import HostError
@@ -28,7 +30,7 @@ STATUS: dict[str, Any] = {
     "rules": [
         {"rule": "LAN to LAN", "entries": [
             {"local": "10.1.0.0/24", "remote": "10.2.0.0/24", "disposition": "protect", "state": "up",
-             "reason": None},
+             "path": "NAT", "reason": None},
             {"local": "10.1.0.0/24", "remote": "10.3.0.0/24", "disposition": "protect", "state": "failed",
              "reason": "no answer"},
         ]},
@@ -107,14 +109,82 @@ def test_status(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = cli(capsys, "status", "--control", str(agent.path))
     assert (status, err) == (0, "")
     for words in (
-        "Policy  P  (generation 4, up 1d 1h)", "failed: no answer", "block", "gw-b at 10.9.0.2: up",
-        "gw-c at any address: down (no answer)", "NAT local", "tunnel in UDP", "5 (420 B)", "7 (5.0 MiB)", "1h 1m",
+        "Policy  P: 1 of 2 up  (generation 4, agent up 1d 1h)", "NAT   up", "  -> no answer", "block",
+        "gw-b at 10.9.0.2: up",
+        "gw-c at any address: down\n", "NAT local", "tunnel in UDP", "5 (420 B)", "7 (5.0 MiB)", "1h 1m",
         "Held    1 packets", "integrity 2", "clear_out 3", "send 1",
     ):  # fmt: skip
         assert words in out
     assert "clear_in" not in out
     status, out, _ = cli(capsys, "status", "--json", "--control", str(agent.path))
     assert json.loads(out) == STATUS
+
+
+@pytest.mark.parametrize(("word", "meant"), [("statsu", "status"), ("rehearsal", "rehearse"), ("x", "--help")])
+def test_a_command_that_is_misspelt(capsys: pytest.CaptureFixture[str], word: str, meant: str) -> None:
+    status, out, err = cli(capsys, word)
+    assert (status, out) == (2, "")
+    assert f'there is no command "{word}"' in err
+    assert meant in err
+    assert len(err.splitlines()) == 1
+
+
+def test_no_command_at_all_is_answered_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = cli(capsys)
+    assert (status, out) == (2, "")
+    assert "examples:" in err
+    assert "monitor" in err
+
+
+def test_the_examples_of_each_command_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, examples in _EXAMPLES_OF.items():
+        status, out, _ = cli(capsys, command, "--help")
+        assert status == 0
+        for example in examples:
+            assert example in out
+            words = shlex.split(example.partition(" | ")[0])
+            if words[0] == "mirrorgate":
+                assert _parser().parse_args(words[1:]).run is not None
+
+
+def test_status_of_a_thousand_tunnels_is_one_screen_with_the_troubles() -> None:
+    entry = {"local": "10.1.0.0/24", "disposition": "protect"}
+    reason = "no answer from 192.0.2.7:500 to 5 messages in 9 s: " + "is the peer up, and UDP port 500 open? " * 3
+    rules: list[dict[str, Any]] = [
+        {"rule": f"Branch {n}", "entries": [{
+            **entry, "remote": f"10.{n // 250}.{n % 250}.0/24", "reason": reason if n == 700 else None,
+            "state": "negotiating" if n == 700 else "down" if n == 999 else "up", "path": "direct",
+        }]}
+        for n in range(1000)
+    ]  # fmt: skip
+    peers: list[dict[str, Any]] = [
+        {"peer": f"gw-{n}", "address": "192.0.2.7", "state": "up", "reason": None, "ike_sas": []} for n in "abc"
+    ]
+    many = {**STATUS, "rules": rules, "peers": peers, "children": [CHILD] * 1000}
+    said = render.status(many, lines=23, width=80).splitlines()
+    assert 15 < len(said) <= 23
+    assert max(map(len, said)) <= 80
+    assert "998 of 1000 up" in said[0]
+    assert "Branch 700" in said[3]
+    assert said[4].startswith("  -> no answer from 192.0.2.7:500")
+    assert any("Branch 999" in line and "down" in line for line in said)
+    assert any(line.startswith("... and 99") and "up" in line for line in said)
+    assert "Peers   3 up" in said
+    assert len(render.status(many).splitlines()) > 2000, "a pipe gets all"
+    assert render.status(STATUS, lines=40) == render.status(STATUS), "what fits is shown whole"
+
+
+def test_status_counts_strangers_and_does_not_list_them() -> None:
+    strangers: dict[str, Any] = {
+        "peer": "",
+        "address": None,
+        "state": "negotiating",
+        "reason": None,
+        "ike_sas": [{}] * 2000,
+    }
+    said = render.status({**STATUS, "peers": [strangers]})
+    assert "2000 half-open IKE SAs" in said
+    assert len(said.splitlines()) < 24
 
 
 def test_status_without_a_policy(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:

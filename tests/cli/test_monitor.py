@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, RichLog, Static
 
+from tests.support.agent_process import cli
 from tunnel.cli.client import AgentError
 from tunnel.cli.monitor import Monitor
 from tunnel.cli.rates import SHOWN, Rates, bits
@@ -27,12 +29,14 @@ def child(number: int, rule: str = "LAN to LAN", octets: int = 0) -> dict[str, A
 
 
 def status(*children: dict[str, Any], drops: dict[str, int] | None = None, down: str = "") -> dict[str, Any]:
+    carried = {way: sum(child[way] for child in children) for way in ("bytes_in", "bytes_out")}
     entries = [{"remote": "10.2.0.0/24", "state": "up", "reason": None}]
     if down:
         entries.append({"remote": "10.3.0.0/24", "state": "failed", "reason": down})
     return {
+        "rules": [{"rule": "LAN to LAN", "entries": entries, "carried": carried}],
         "policy": "Site A to site B", "held": 0, "tun_mtu": 1400, "uptime_s": 3700, "children": list(children),
-        "rules": [{"rule": "LAN to LAN", "entries": entries}], "drops": drops or {}, "guard": {"clear_in": 2},
+        "drops": drops or {}, "guard": {"clear_in": 2},
         "peers": [
             {"peer": "gw-b.example", "state": "up", "reason": None, "ike_sas": [
                 {"state": "established", "path": "10.9.0.1:4500-10.9.0.2:4500", "nat": "remote", "age_s": 60,
@@ -58,7 +62,8 @@ class Fake:
             self.done.append((command, arguments.get("target")))
         return self.now
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, last: int) -> AsyncIterator[dict[str, Any]]:
+        assert last > 0, "what happened before somebody looked is what he looks for"
         while True:
             yield await self.told.get()
 
@@ -80,9 +85,20 @@ async def test_quick_mode_main_mode_drops_and_events() -> None:
     async with monitor.run_test(size=SIZE) as pilot:
         await pilot.pause(2 * EVERY_S)
         head = str(monitor.query_one("#head", Static).render())
-        assert "Site A to site B: 1 of 2 up" in head
+        assert "Site A to site B: 1 of 2 up, 1 failed" in head
+        screen = text(pilot)
+        for shown in (
+            head,
+            "in  0 bit/s",
+            "out 0 bit/s",
+            "the preshared key differs",
+            "replayed",
+            "guard: clear_in",
+        ):
+            assert shown in screen, f"{shown} is not on a screen of 80 by 24"
+        assert all(len(line.rstrip()) <= SIZE[0] for line in screen.splitlines())
         assert [row[:3] for row in rows(pilot, "quick")] == [
-            ["LAN to LAN", "10.2.0.0/24", "up"], ["LAN to LAN", "10.3.0.0/24", "failed"],
+            ["LAN to LAN", "10.3.0.0/24", "failed"], ["LAN to LAN", "10.2.0.0/24", "up"],
         ]  # fmt: skip
         assert "LAN to LAN" in text(pilot)
         assert "Quit" in text(pilot), "the keys are on the screen"
@@ -90,7 +106,7 @@ async def test_quick_mode_main_mode_drops_and_events() -> None:
         assert [row[:2] for row in rows(pilot, "main")] == [
             ["gw-b.example", "established"], ["gw-c.example", "down"],
         ]  # fmt: skip
-        assert "NAT remote" in rows(pilot, "main")[0]
+        assert "NAT" in rows(pilot, "main")[0]
         await pilot.press("3")
         assert [row[:2] for row in rows(pilot, "drops")] == [["replayed", "5"], ["guard: clear_in", "2"]]
         fake.now = status(child(1, octets=100), drops={"replayed": 9})
@@ -145,6 +161,48 @@ async def test_an_agent_that_is_gone_and_comes_back() -> None:
         fake.now = status(child(1))
         await pilot.pause(2 * EVERY_S)
         assert len(rows(pilot, "quick")) == 1
+        fake.now = {"policy": "of an agent that is older or newer"}
+        await pilot.pause(2 * EVERY_S)
+        assert "another version" in text(pilot)
+        fake.now = None
+        await pilot.pause(2 * EVERY_S)
+        assert rows(pilot, "quick") == [], "what was true before is not shown as if it still were"
+
+
+async def test_columns_come_and_go_with_the_width() -> None:
+    monitor = Monitor(Fake(status(child(1))), every_s=EVERY_S)
+    async with monitor.run_test(size=SIZE) as pilot:
+        await pilot.pause(2 * EVERY_S)
+        narrow = len(rows(pilot, "quick")[0])
+        await pilot.resize_terminal(150, 40)
+        await pilot.pause(2 * EVERY_S)
+        assert len(rows(pilot, "quick")[0]) > narrow
+        assert "AES-GCM-16-256" in text(pilot)
+        await pilot.resize_terminal(60, 12)
+        await pilot.pause(2 * EVERY_S)
+        assert "LAN to LAN" in text(pilot), "on a low screen the table comes first"
+
+
+async def test_a_thousand_tunnels_keep_the_cursor_and_put_troubles_first() -> None:
+    fake = Fake(status(*(child(n, rule=f"Branch {n}") for n in range(1000)), down="nobody answers"))
+    monitor = Monitor(fake, every_s=EVERY_S)
+    async with monitor.run_test(size=SIZE) as pilot:
+        await pilot.pause(4 * EVERY_S)
+        assert rows(pilot, "quick")[0][2] == "failed"
+        await pilot.press("down", "down", "down")
+        table = monitor.query_one("#quick-rows", DataTable)
+        assert table.get_row_at(table.cursor_row)[0].plain == "Branch 2"
+        fake.now = status(*(child(n, rule=f"Branch {n}") for n in range(2, 1000)))
+        await pilot.pause(4 * EVERY_S)
+        assert table.get_row_at(table.cursor_row)[0].plain == "Branch 2"
+
+
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])
+def test_without_a_terminal_it_says_what_to_use(tmp_path: Path, terminal: str) -> None:
+    done = cli("monitor", "--control", str(tmp_path / "none"), environment={"TERM": terminal})
+    assert done.returncode == 1
+    assert "use mirrorgate status" in done.stderr
+    assert done.stdout == ""
 
 
 def test_rates() -> None:
@@ -154,9 +212,14 @@ def test_rates() -> None:
     assert list(rates.received) == [0.0] * SHOWN
     rates.look(status(child(1, octets=3000), child(2, octets=500)), 12.0)
     assert rates.children == {1: (1000.0, 2000.0), 2: (0.0, 0.0)}
-    assert (rates.received[-1], rates.sent[-1]) == (1000.0, 2000.0)
-    rates.look(status(child(3, octets=5)), 13.0)
-    assert rates.received[-1] == 0.0
+    assert (rates.received[-1], rates.sent[-1]) == (1250.0, 2500.0)
+    assert rates.sparkline(1) == "▁" * 11 + "█"
+    rates.look(status(child(3, octets=5000)), 13.0)
+    assert rates.children == {3: (0.0, 0.0)}
+    assert rates.received[-1] == 1500.0, "what replaced SAs carried counts by the totals of their rules"
+    rates.nothing()
+    rates.look(status(child(1, octets=900_000)), 20.0)
+    assert list(rates.received)[-2:] == [1500.0, 0.0], "an agent that comes back begins anew"
 
 
 @pytest.mark.parametrize(

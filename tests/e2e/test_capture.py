@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.agent_process import COMMAND, ROOT, Agent, Directory
+from tests.support.host_net import hosts
 from tests.support.netns import Sites, sites, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -96,6 +99,66 @@ def test_tshark_opens_what_was_captured(two: Sites, directory: Directory, suites
     assert stat.S_IMODE(Path(f"{file}.keys").stat().st_mode) == 0o700
 
 
+def test_tshark_opens_raw_esp_before_and_after_rekeys(two: Sites, directory: Directory) -> None:
+    file = directory.path / "raw.pcapng"
+    raw = ('pfs = "x25519"', 'pfs = "x25519"\nencapsulation = "none"')
+    one, other = (directory.config(name, raw) for name in ("site-a.toml", "site-b.toml"))
+    with Agent(two.gateway_a, one) as first, Agent(two.gateway_b, other) as second:
+        process = capturing(first, file, "--count", "1000", "--seconds", "30")
+        for agent, words in ((first, ("rekey",)), (second, ("rekey", "--ike", RULE)), (second, ("rekey",))):
+            assert two.lan_a.ping("10.2.0.5").returncode == 0
+            before = first.status()
+            agent.run(*words)
+            wait_for(lambda: _sas(first.status()).isdisjoint(_sas(before)), "keys are new", 10, every=0.3)  # noqa: B023
+        assert two.lan_a.ping("10.2.0.5").returncode == 0
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, said
+        first.wait_log(f"are written to {file} (uid 0, pid {process.pid}")
+        first.wait_log(f"were written to {file} (uid 0, pid {process.pid}")
+    assert len(shown(file, 'frame.interface_name == "outer" && ip.proto == 50 && icmp', "ip.src")) == 8
+    # What IKE said in confidence: the identities, and the traffic selectors of each rekey.
+    assert len(shown(file, "isakmp.ts.start_ipv4 == 10.1.0.0", "isakmp.messageid")) >= 6
+    assert shown(file, "isakmp.exchangetype == 37 && isakmp.typepayload == 42", "isakmp.messageid")
+
+
+def _sas(status: dict[str, Any]) -> set[object]:
+    """Return what a rekey changes: of the IKE SA or of the Child SA, whichever was rekeyed last is enough."""
+    ike = [sa["spi_i"] for peer in status["peers"] for sa in peer["ike_sas"]]
+    return {(*ike, *(child["child"] for child in status["children"]))}
+
+
+def test_tshark_opens_transport_mode_over_ipv6(directory: Directory) -> None:
+    file = directory.path / "six.pcapng"
+    names = ("ipv6-transport-a.toml", "ipv6-transport-b.toml")
+    with hosts("one", "other") as pair:
+        one, other = (directory.config(name) for name in names)
+        with Agent(pair["one"], one) as first, Agent(pair["other"], other):
+            process = capturing(first, file, "--seconds", "3")
+            assert pair["one"].ping("fd00:9::2", count=2).returncode == 0
+            process.communicate(timeout=30)
+    opened = shown(file, 'frame.interface_name == "outer" && esp && icmpv6', "ipv6.src")
+    assert sorted(set(opened)) == ["fd00:9::1", "fd00:9::2"]
+    assert len(opened) == len(shown(file, 'frame.interface_name == "inner" && icmpv6', "ipv6.src")) == 4
+
+
+def test_a_full_disk_ends_the_capture_with_a_sentence(two: Sites, directory: Directory) -> None:
+    file = directory.path / "full.pcapng"
+    with agents(two, directory) as (first, _):
+        words = ["prlimit", "--fsize=20000", *COMMAND, "capture", str(file), "--control", str(first.control)]
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        wait_for(lambda: file.exists() and file.stat().st_size > 0, "the capture began")
+        assert two.lan_a.ping("10.2.0.5", "-s", "1000", count=12).returncode == 0
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "mirrorgate: cannot write: File too large; the capture ends" in said
+        assert "Traceback" not in said
+        first.wait_log("the client went away")
+
+
 def test_no_key_reaches_the_log_and_the_agent_forgets_the_capture(two: Sites, directory: Directory) -> None:
     file = directory.path / "gone.pcapng"
     with agents(two, directory) as (first, _):
@@ -129,6 +192,14 @@ def test_files_are_made_and_never_followed(two: Sites, directory: Directory) -> 
             done = first.run("capture", str(path), "--seconds", "1", check=False)
             assert done.returncode == 1
             assert "cannot be made" in done.stderr
+            assert not Path(f"{path}.keys").exists(), "what cannot be captured leaves nothing"
+        keys = directory.path / "kept.pcapng.keys"
+        keys.mkdir()
+        assert (
+            "kept.pcapng.keys cannot be made: File exists"
+            in first.run("capture", str(directory.path / "kept.pcapng"), check=False).stderr
+        )
+        assert not (directory.path / "kept.pcapng").exists()
         assert not target.exists()
         done = first.run("capture", str(directory.path / "x.pcapng"), "--rule", "LAN to LAM", check=False)
         assert (done.returncode, 'rule "LAN to LAM"' in done.stderr) == (1, True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from textual.widgets import DataTable
 
 from tests.support.agent_process import COMMAND, CONFIGS, ROOT, Agent, Directory, cli, tunnel
@@ -124,6 +126,47 @@ def test_commands_of_a_running_agent(two_sites: Sites, directory: Directory) -> 
         assert isinstance(json.loads(one.run("status", "--json").stdout), dict)
 
 
+def test_a_peer_that_does_not_answer_is_said_to_be_silent_while_it_is_tried(
+    two_sites: Sites, directory: Directory
+) -> None:
+    with Agent(two_sites.gateway_a, directory.config("site-a.toml")) as one:
+        done = one.run("initiate", "LAN to LAN", "--timeout", "4", check=False)
+        assert done.returncode == 1
+        for said in (done.stderr, one.run("status").stdout):
+            assert "no answer from 10.9.0.2:500 to" in said
+        assert one.status()["rules"][0]["entries"][0]["state"] == "negotiating"
+        one.wait_log("no_answer: no answer yet from 10.9.0.2:500")
+        one.run("unassign")
+        one.run("assign", "Site A to site B")
+        assert one.entry_states() == ["down"], "a policy that comes back begins anew"
+
+
+def test_metrics_of_a_running_agent(two_sites: Sites, directory: Directory) -> None:
+    metrics = ("[agent]", '[agent]\nmetrics = "127.0.0.1:9476"')
+
+    def scrape() -> dict[str, float]:
+        code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9476/metrics').read().decode())"
+        text = two_sites.gateway_a.run(sys.executable, "-c", code).stdout
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return {"/".join([s.name.removeprefix("mirrorgate_"), *s.labels.values()]): s.value for s in samples}
+
+    with (
+        Agent(two_sites.gateway_a, directory.config("site-a.toml", metrics)) as one,
+        Agent(two_sites.gateway_b, directory.config("site-b.toml")),
+    ):
+        assert scrape()["tunnel_up/LAN to LAN"] == 0
+        assert two_sites.lan_a.ping(LAN_B, count=3, wait=8).returncode == 0
+        before = scrape()
+        assert before["tunnel_up/LAN to LAN"] == before["ike_sas_established_total"] == 1
+        assert before["sent_packets_total/LAN to LAN"] == before["received_packets_total/LAN to LAN"] == 3
+        one.run("rekey")
+        wait_for(lambda: scrape()["rekeys_total/child/done"] == 1, "a rekey is counted")
+        one.run("terminate")
+        wait_for(lambda: scrape()["tunnel_up/LAN to LAN"] == 0, "it is down")
+        after = scrape()
+        assert after["sent_bytes_total/LAN to LAN"] == before["sent_bytes_total/LAN to LAN"] > 0
+
+
 def test_secrets_stay_out_of_the_log(two_sites: Sites, directory: Directory) -> None:
     changes = ("[agent]", '[agent]\nlog_level = "debug"')
     with (
@@ -174,7 +217,7 @@ async def test_the_monitor_watches_a_real_agent(two_sites: Sites, directory: Dir
                 table = screen.query_one("#quick-rows", DataTable)
                 if table.row_count:
                     break
-            assert table.get_row_at(0)[:3] == ["LAN to LAN", "10.2.0.0/24", "up"]
+            assert [str(cell) for cell in table.get_row_at(0)[:4]] == ["LAN to LAN", "10.2.0.0/24", "up", "direct"]
             before = {child["child"] for child in one.children()}
             await pilot.press("r")
             wait_for(lambda: {child["child"] for child in one.children()} - before, "a new Child SA")

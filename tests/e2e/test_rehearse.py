@@ -39,6 +39,8 @@ class Case:
     changes: tuple[Change, ...] = ()
     first_changes: tuple[Change, ...] = ()
     behind: bool = field(default=False)
+    #: Rekey once it is protected: the outcome is "protected at first" when no end can.
+    renew: bool = False
 
 
 KEY = ('secret_file = "', 'secret_file = "other-')
@@ -60,6 +62,27 @@ CASES = {
     "permitted": Case("respond-only.toml", "block-and-permit.toml", 22, "clear"),
     "one-sided": Case("respond-only.toml", "database-port-server.toml", 5432, "blocked"),
     "tunnel": Case("site-a.toml", "site-b.toml", 80, "protected", "10.2.0.5", behind=True),
+    "pfs": Case(
+        "site-a.toml", "site-b.toml", 80, "protected at first", "10.2.0.5", behind=True, renew=True,
+        changes=(('pfs = "x25519"', 'pfs = "ecp256"'),),
+    ),
+    "one pfs": Case(
+        "site-a.toml", "site-b.toml", 80, "protected", "10.2.0.5", behind=True, renew=True,
+        changes=(('pfs = "x25519"', ""),),
+    ),
+    "identity": Case(
+        "site-a.toml", "site-b.toml", 80, "blocked", "10.2.0.5", behind=True,
+        changes=(('remote_id = "gw-a.example"', 'remote_id = "gw-x.example"'),),
+    ),
+    # A gateway that has an address in the network behind it knows which side of a mirrored filter is its own.
+    "swapped": Case(
+        "site-a.toml", "site-b.toml", 80, "protected", "10.2.0.5", behind=True,
+        changes=(
+            ('source = "10.2.0.0/24"', 'source = "x"'),
+            ('destination = "10.1.0.0/24"', 'destination = "10.2.0.0/24"'),
+            ('source = "x"', 'source = "10.1.0.0/24"'),
+        ),
+    ),
     "selectors": Case(
         "site-a.toml", "site-b.toml", 80, "blocked", "10.2.0.5", behind=True,
         changes=(('source = "10.2.0.0/24"', 'source = "10.2.0.128/25"'),),
@@ -93,17 +116,31 @@ def talk(case: Case, directory: Directory) -> str:
         serving = built.server.start(sys.executable, "-c", SERVER_CODE, str(case.port))
         ended.callback(serving.wait, 10)
         wait_for(lambda: built.server.run("ss", "-Hltn").stdout.count(f":{case.port}") >= 2, "the server listens")
-        for place, config in zip((built.first, built.second), configs(case, directory), strict=True):
+        both = [
             agents.enter_context(Agent(place, config))
+            for place, config in zip((built.first, built.second), configs(case, directory), strict=True)
+        ]
         for _ in range(3):
             if ask(built.client, case.target, case.port, wait=1.2):
                 break
         with Capture(built.link, "wan", f"tcp port {case.port}") as clear:
             answered = ask(built.client, case.target, case.port, wait=2)
         in_clear = bool(clear.packets())
+        lasts = not case.renew or renews(*both)
     if not answered:
         return "blocked"
-    return "clear" if in_clear else "protected"
+    return "clear" if in_clear else "protected" if lasts else "protected at first"
+
+
+def renews(*agents: Agent) -> bool:
+    """Whether a Child SA is replaced when one end or the other rekeys."""
+    for agent in agents:
+        before = {child["child"] for child in agent.children()}
+        agent.run("rekey")
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: {c["child"] for c in agent.children()} - before, "a new Child SA", 2, every=0.3)  # noqa: B023
+            return True
+    return False
 
 
 def configs(case: Case, directory: Directory) -> tuple[Path, Path]:
@@ -130,7 +167,8 @@ def rehearsal(case: Case, directory: Directory) -> str:
         [parse_flow("tcp", from_, target)],
         entropy=Entropy(1, "rehearsal"),
     )
-    return str(report["flows"][0]["outcome"])
+    flow = report["flows"][0]
+    return str(flow["outcome"]) + ("" if flow["lasting"] else " at first")
 
 
 def both(case: Case) -> tuple[str, str]:

@@ -198,6 +198,14 @@ class FakeControl:
     def export_keys(self) -> list[IkeSaKeys]:
         return []
 
+    def counters(self) -> MappingType[str, int]:
+        """Nothing is counted."""
+        return {}
+
+    def half_open(self) -> int:
+        """There are none."""
+        return 0
+
     def failures(self) -> MappingType[str, str]:
         return self.failed
 

@@ -36,7 +36,7 @@ from tunnel.host.steering import Steering, counters, forwarding_hints, tune
 from tunnel.host.system import HostError
 from tunnel.host.tun import Tun
 from tunnel.host.wire import Wire
-from tunnel.outputs import Command, Shutdown, SoftSa, Status
+from tunnel.outputs import Command, Shutdown, SoftSa
 
 #: Seconds after which a policy without DNS names is looked at for some; changes of addresses are gathered so long.
 _NAMES_EVERY_S = 60.0
@@ -65,6 +65,7 @@ class Agent:
         self._changing = asyncio.Lock()
         self._look = asyncio.Event()
         self._born = process.now()
+        self._lag = metrics.Lag()
         self._dataplane: ReferenceDataPlane
         self._runtime: Runtime
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,18 +121,24 @@ class Agent:
         def attach(tap: capture.Tap | None) -> None:
             self._runtime.tap = tap
 
-        def say(what: str) -> None:
-            self._log.say(Level.WARNING, "capture", what)
-
+        say = partial(self.say, Level.WARNING, "capture")
         return capture.stream(tap, seconds=seconds, count=count, attach=attach, say=say, to=to)
+
+    def say(self, level: Level, name: str, message: str) -> None:
+        """Write an event of the agent's own to the log."""
+        self._log.say(level, name, message)
 
     def uptime(self) -> int:
         """Return the seconds since the start."""
         return (process.now() - self._born) // 10**9
 
-    def errors(self) -> dict[str, object]:
-        """Return what sockets and TUN could not do."""
-        return {"errors": {**self._runtime.wire.errors, "tun_write": self._runtime.tun.write_errors}}
+    def health(self) -> dict[str, object]:
+        """Return what sockets and TUN could not do, how late the event loop was, and whether somebody captures."""
+        return {
+            "errors": {**self._runtime.wire.errors, "tun_write": self._runtime.tun.write_errors},
+            "loop_lag_s": round(self._lag.worst(), 6),
+            "capturing": self.capturing,
+        }
 
     async def reload(self) -> dict[str, object]:
         """Read the config file again. RequestError when it has mistakes; then nothing changes."""
@@ -185,8 +192,8 @@ class Agent:
         """Claim what only one agent can have, then guard, TUN and routes; on any error undo what was done."""
         settings = self._policies.configuration.agent
         with ExitStack() as undo:
-            handle = Requests(self).handle
-            self._control = ControlServer(settings.control, handle, failed=self._failed, log=self._log)
+            requests = Requests(self)
+            self._control = ControlServer(settings.control, requests.handle, failed=self._failed, log=self._log)
             self._control.claim()
             undo.callback(self._control.stop)
             wire = Wire(offload=settings.offload != "off", path_mtu=self._path_mtu)
@@ -203,7 +210,7 @@ class Agent:
                 on_event=self._log.event, on_mtu=self._mtu, on_tun_gone=lambda: self._spawn(self._tun_gone()),
                 on_steer=self._steer, on_soft=self._soft,
             )  # fmt: skip
-            self._metrics = await metrics.serve(settings.metrics, self._status) if settings.metrics else None
+            self._metrics = await metrics.serve(settings.metrics, requests.status) if settings.metrics else None
             self._runtime.gateway.load(self._snapshot, process.now())
             self._runtime.drain()
             self._tell_paths()
@@ -240,6 +247,7 @@ class Agent:
         self._spawn(self._follow_addresses())
         self._spawn(self._follow_names())
         self._spawn(self._watchdog())
+        self._spawn(self._lag.follow())
         self._log.say(Level.INFO, "ready", f"the agent is up; TUN {self._runtime.tun.name}")
         process.notify(f"READY=1\nSTATUS=policy {self._snapshot.policy or 'none'}")
         try:
@@ -429,9 +437,6 @@ class Agent:
             self._runtime.tun.set_mtu(mtu)
         except HostError as error:
             self._log.say(Level.WARNING, "host", str(error))
-
-    def _status(self) -> Mapping[str, object]:
-        return self.command(Status())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

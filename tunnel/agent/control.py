@@ -13,12 +13,12 @@ terminate  target (or absent: all)                   delete Child SAs of a rule,
 reload                                               read the config file again
 assign     name                                      put another policy in force until reload or restart
 unassign                                             put no policy in force
-capture    rule (or absent: all), seconds, count,    packets and keys until "done": as many answers as it
-           to (where they are written, for the log)  takes, each {"packets": [...], "keys": [...]}
+capture    rule (or absent: all), seconds, count,    for root alone: packets and keys until "done", as many
+           to (where they are written, for the log)  answers as it takes, {"packets": [...], "keys": [...]}
 version                                              the agent's version
-events                                               ``result`` is empty; then an event a line, ``{"time",
-                                                     "level", "event", "message", "fields"}``, until the client
-                                                     goes
+events     last (or absent: none of them)            ``result`` is empty; then an event a line, ``{"time",
+                                                     "level", "event", "message", "fields"}``, the *last* ones
+                                                     and those that happen, until the client goes
 ========== ========================================= ==================================================
 """
 
@@ -29,7 +29,9 @@ import contextlib
 import json
 import os
 import socket
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
@@ -37,12 +39,29 @@ from tunnel.agent.log import Log
 from tunnel.host.system import HostError
 
 Request: TypeAlias = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is at the other end of the socket, as the kernel says (SO_PEERCRED), when he connected."""
+
+    pid: int
+    uid: int
+    #: Who logged in at first, also behind sudo (``/proc/PID/loginuid``); None when nobody did.
+    login: int | None = None
+
+    def __str__(self) -> str:
+        login = "" if self.login in (None, self.uid) else f", logged in as uid {self.login}"
+        return f"uid {self.uid}, pid {self.pid}{login}"
+
+
 #: One result, or one after the other for as long as the client listens.
 Result: TypeAlias = dict[str, object] | AsyncGenerator[dict[str, object], None]
-Handler: TypeAlias = Callable[[Request], Awaitable[Result]]
+Handler: TypeAlias = Callable[[Request, Caller], Awaitable[Result]]
 
 MAX_LINE = 65536
 MAX_CLIENTS = 32
+_NOBODY_LOGGED_IN = 2**32 - 1
 
 
 class RequestError(Exception):
@@ -126,12 +145,13 @@ class ControlServer:
             writer.close()
             return
         self._clients.add(task)
+        caller = _caller(writer.get_extra_info("socket"))
         try:
             while line := await reader.readline():
-                if self._log is not None and _wants_events(line):
-                    await _tell(self._log, reader, writer)
+                if self._log is not None and (last := _wants_events(line)) is not None:
+                    await _tell(self._log, last, reader, writer)
                     break
-                async with contextlib.aclosing(self._answers(line)) as answers:
+                async with contextlib.aclosing(self._answers(line, caller)) as answers:
                     async for answer in answers:
                         writer.write(_line(answer))
                         await writer.drain()
@@ -143,7 +163,7 @@ class ControlServer:
             self._clients.discard(task)
             writer.close()
 
-    async def _answers(self, line: bytes) -> AsyncGenerator[dict[str, object], None]:
+    async def _answers(self, line: bytes, caller: Caller) -> AsyncGenerator[dict[str, object], None]:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -153,7 +173,7 @@ class ControlServer:
             yield _refusal('the request is not an object with a "command"')
             return
         try:
-            result = await self._handler(request)
+            result = await self._handler(request, caller)
             if isinstance(result, dict):
                 yield {"ok": True, "result": result}
                 return
@@ -167,17 +187,30 @@ class ControlServer:
             yield _refusal(f"internal error ({type(error).__name__}); see the agent's log")
 
 
-def _wants_events(line: bytes) -> bool:
+def _caller(connected: socket.socket) -> Caller:
+    pid, uid, _ = struct.unpack("=iII", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        login = int(FilePath(f"/proc/{pid}/loginuid").read_text())
+    except (OSError, ValueError):
+        return Caller(pid, uid)
+    return Caller(pid, uid, None if login == _NOBODY_LOGGED_IN else login)
+
+
+def _wants_events(line: bytes) -> int | None:
+    """Return how many of the last events a request asks for, None when it is not for events."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(request, dict) and request.get("command") == "events"
+        return None
+    if not isinstance(request, dict) or request.get("command") != "events":
+        return None
+    last = request.get("last")
+    return last if isinstance(last, int) and not isinstance(last, bool) else 0
 
 
-async def _tell(log: Log, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _tell(log: Log, last: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Write events until the client closes its end. A slow one loses the oldest, and delays nobody."""
-    listener = log.listen()
+    listener = log.listen(last)
     gone = asyncio.ensure_future(reader.read())
     try:
         writer.write(_line({"ok": True, "result": {}}))

@@ -15,6 +15,8 @@ from policy.problems import escaped
 LEVELS = {"debug": Level.DEBUG, "info": Level.INFO, "warning": Level.WARNING, "error": Level.ERROR}
 #: Events that wait for one listener; past it the oldest are lost, and he is told how many.
 MAX_WAITING = 1024
+#: Events that are kept for who comes later.
+MAX_KEPT = 100
 
 
 class Listener:
@@ -52,12 +54,14 @@ class Log:
         self.form = form
         self._stream = sys.stderr if stream is None else stream
         self._listeners: list[Listener] = []
+        self._kept: deque[tuple[Event, str]] = deque(maxlen=MAX_KEPT)
 
     def event(self, event: Event) -> None:
         """Write one event, and tell the listeners of it."""
         if event.level < self.level:
             return
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._kept.append((event, moment))
         if self._listeners or self.form == "json":
             record = _record(event, moment)
             for listener in self._listeners:
@@ -72,9 +76,11 @@ class Log:
         """Write an event of the agent's own."""
         self.event(Event(name, level, message))
 
-    def listen(self) -> Listener:
-        """Return a listener who is told of all events from now on, until ``forget``."""
+    def listen(self, last: int = 0) -> Listener:
+        """Return a listener who is told of the *last* events and of all from now on, until ``forget``."""
         listener = Listener()
+        for event, moment in list(self._kept)[-last:] if last > 0 else ():
+            listener.put(_record(event, moment))
         self._listeners.append(listener)
         return listener
 

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from ike.events import Level
 from policy.path import IpAddress
 from policy.problems import quoted, suggestion
 from policy.selectors import Flow
 from tunnel.agent import capture
-from tunnel.agent.control import Request, RequestError, Result
+from tunnel.agent.control import Caller, Request, RequestError, Result
 from tunnel.host import steering
 from tunnel.outputs import Command, Explain, Initiate, Rekey, Status, Terminate
 from tunnel.version import VERSION
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _POLL_S, _LONGEST_POLL_S = 0.02, 0.5
 _DEFAULT_TIMEOUT_S = 30.0
 _MAX_TIMEOUT_S = 300.0
+_MAX_NAME = 500
 
 
 class Requests:
@@ -30,7 +32,7 @@ class Requests:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._commands: dict[str, Callable[[Request], Awaitable[dict[str, object]]]] = {
-            "status": self._status,
+            "status": lambda _request: self.status(),
             "explain": self._explain,
             "initiate": self._initiate,
             "rekey": self._rekey,
@@ -41,11 +43,11 @@ class Requests:
             "version": self._version,
         }
 
-    async def handle(self, request: Request) -> Result:
+    async def handle(self, request: Request, caller: Caller) -> Result:
         """Carry out one request. RequestError when it cannot be."""
         name = str(request["command"])
         if name == "capture":
-            return self._capture(request)
+            return self._capture(request, caller)
         command = self._commands.get(name)
         if command is None:
             raise RequestError(f'there is no command "{name}": {suggestion(name, self._commands, what="command")}')
@@ -57,7 +59,8 @@ class Requests:
             raise RequestError(str(answer["error"]))
         return answer
 
-    async def _status(self, _request: Request) -> dict[str, object]:
+    async def status(self) -> dict[str, object]:
+        """Return the whole state: the gateway's, the guard's and the agent's own."""
         answer = self._execute(Status())
         guard = await asyncio.get_running_loop().run_in_executor(None, steering.counters)
         return {
@@ -65,7 +68,7 @@ class Requests:
             "uptime_s": self._agent.uptime(),
             **answer,
             "guard": guard,
-            **self._agent.errors(),
+            **self._agent.health(),
         }
 
     async def _explain(self, request: Request) -> dict[str, object]:
@@ -121,8 +124,11 @@ class Requests:
     async def _unassign(self, _request: Request) -> dict[str, object]:
         return await self._agent.assign(None)
 
-    def _capture(self, request: Request) -> Result:
-        """Packets and keys, to one client at a time."""
+    def _capture(self, request: Request, caller: Caller) -> Result:
+        """Packets and keys, to root and one client at a time, whoever else may use the socket."""
+        if caller.uid != 0:
+            self._agent.say(Level.WARNING, "capture", f"refused to {caller}: packets and keys are for root alone")
+            raise RequestError(f"a capture tells keys: it is for root alone (you have uid {caller.uid})")
         wanted, rule = capture.limits(request), _optional(request, "rule")
         if isinstance(wanted, str):
             raise RequestError(wanted)
@@ -131,7 +137,8 @@ class Requests:
         if rule is not None and not self._agent.negotiates(rule):
             raise RequestError(f"no filter of a rule {quoted(rule)} negotiates security")
         seconds, count = wanted
-        return self._agent.capture(rule, seconds=seconds, count=count, to=_optional(request, "to") or "a client")
+        to = f"{(_optional(request, 'to') or 'a client')[:_MAX_NAME]} ({caller})"
+        return self._agent.capture(rule, seconds=seconds, count=count, to=to)
 
     async def _version(self, _request: Request) -> dict[str, object]:
         return {"version": VERSION}

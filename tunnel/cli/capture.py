@@ -6,7 +6,9 @@ import argparse
 import base64
 import json
 import os
-from contextlib import ExitStack, suppress
+import signal
+import threading
+from contextlib import ExitStack
 from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
@@ -30,21 +32,33 @@ def run(options: argparse.Namespace) -> int:
         answers = stream(options.control, "capture", request)
         first = next(answers)  # a refusal leaves no files behind
         try:
-            packets = opened.enter_context(_made(file))
             keys.mkdir(mode=0o700)
+        except OSError as error:
+            raise _cannot(error) from error
+        try:
+            packets = opened.enter_context(_made(file))
+        except OSError as error:
+            keys.rmdir()  # a second capture to the same file fails above, and leaves the first one's keys alone
+            raise _cannot(error) from error
+        written, last = 0, first
+        try:
             tables = {name: opened.enter_context(_made(keys / name)) for name in (IKE_TABLE, ESP_TABLE)}
             opened.enter_context(_made(keys / "preferences")).write(_PREFERENCES)
-        except OSError as error:
-            raise AgentError(f"{error.filename} cannot be made: {error.strerror}") from error
-        packets.write(pcapng.opening(INTERFACES))
-        written, last = 0, first
-        with suppress(KeyboardInterrupt):
+            _all(packets, pcapng.opening(INTERFACES))
+            enough = _interrupts()
             while True:
+                over = "done" in last or enough.is_set()  # after Ctrl-C what passed until then is fetched yet
                 written += _write(last, packets, tables)
-                if "done" in last:
+                if over:
                     break
                 last = next(answers)
-        answers.close()
+        except (OSError, AgentError) as error:
+            why = f"cannot write: {error.strerror}" if isinstance(error, OSError) else str(error)
+            kept = f"{written} packets are in {file}, keys in {keys}: delete both when done"
+            raise AgentError(f"{why}; the capture ends, {kept}") from error
+        finally:
+            answers.close()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     report = {
         "file": str(file), "keys": str(keys), "packets": written, "dropped": last.get("dropped", 0),
         "sas": last.get("sas"), "unknown": last.get("unknown", 0),
@@ -53,12 +67,34 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _interrupts() -> threading.Event:
+    """Return what the first Ctrl-C sets; the second one interrupts."""
+    seen = threading.Event()
+
+    def note(_number: int, _frame: object) -> None:
+        seen.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    return seen
+
+
 def _write(part: dict[str, Any], packets: BinaryIO, tables: dict[str, BinaryIO]) -> int:
     for interface, at, outbound, octets in part["packets"]:
-        packets.write(pcapng.packet(interface, at, base64.b64decode(octets), outbound=outbound))
+        _all(packets, pcapng.packet(interface, at, base64.b64decode(octets), outbound=outbound))
     for table, row in part["keys"]:
-        tables[table].write(row.encode() + b"\n")
+        _all(tables[table], row.encode() + b"\n")
     return len(part["packets"])
+
+
+def _all(file: BinaryIO, octets: bytes) -> None:
+    """Write all of *octets*; without a buffer, what is written once can be read at once."""
+    while octets:
+        octets = octets[file.write(octets) :]
+
+
+def _cannot(error: OSError) -> AgentError:
+    return AgentError(f"{error.filename} cannot be made: {error.strerror}")
 
 
 def _made(path: FilePath) -> BinaryIO:

@@ -54,10 +54,10 @@ def _result(control: FilePath, line: bytes) -> dict[str, Any]:
     raise AgentError(error_text)
 
 
-def follow(control: FilePath) -> Iterator[dict[str, Any]]:
-    """Yield the agent's events as they happen, until it stops. AgentError."""
+def follow(control: FilePath, last: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the agent's *last* events and then each as it happens, until it stops. AgentError."""
     with _connected(control, None) as sock, sock.makefile("rb") as lines:
-        sock.sendall(b'{"command": "events"}\n')
+        sock.sendall(json.dumps({"command": "events", "last": last}).encode() + b"\n")
         for line in lines:
             record = json.loads(line)
             if "event" in record:

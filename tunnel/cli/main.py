@@ -6,16 +6,18 @@ import argparse
 import contextlib
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NoReturn
 
 from policy.compile import compile_policy
 from policy.explain import explain
 from policy.model import Configuration
 from policy.order import effective_order
-from policy.problems import ConfigErrors, TextError
+from policy.problems import ConfigErrors, TextError, quoted, suggestion
 from policy.selectors import AddressRange
 from policy.spd import Snapshot
 from policy.store.files import load_file
@@ -39,6 +41,51 @@ examples:
   mirrorgate explain tcp 10.1.0.5:4000 10.2.0.9:443 what happens to this flow?
   mirrorgate initiate "LAN to LAN"                  negotiate now instead of with the first packet
 """
+
+
+_EXAMPLES_OF = {
+    "run": ("mirrorgate run /etc/mirrorgate/gateway.toml",),
+    "check": ("mirrorgate check configs/site-a.toml configs/site-b.toml",),
+    "rehearse": (
+        "mirrorgate rehearse site-a.toml site-b.toml",
+        "mirrorgate rehearse web-client.toml web-server.toml --a-address 10.9.0.1 --b-address 10.9.0.2",
+        "mirrorgate rehearse a.toml b.toml --flow 'tcp 10.1.0.5:4000 10.2.0.9:443'",
+    ),
+    "capture": (
+        "mirrorgate capture /root/tunnel.pcapng --seconds 30",
+        'mirrorgate capture /root/tunnel.pcapng --rule "LAN to LAN" --count 100',
+        "WIRESHARK_CONFIG_DIR=/root/tunnel.pcapng.keys tshark -r /root/tunnel.pcapng",
+    ),
+    "status": (
+        "mirrorgate status",
+        "mirrorgate status --json | jq '.rules[].entries[].state'",
+    ),
+    "events": ("mirrorgate events --last 20", "mirrorgate events --json | jq 'select(.level == \"warning\")'"),
+    "explain": (
+        "mirrorgate explain tcp 10.1.0.5:4000 10.2.0.9:443",
+        "mirrorgate explain icmp 10.1.0.5 10.2.0.9",
+        "mirrorgate explain udp [fd00:1::5]:4000 [fd00:2::9]:53 --config site-a.toml",
+    ),
+    "initiate": ('mirrorgate initiate "LAN to LAN"', 'mirrorgate initiate "HTTP" 10.9.0.2 --timeout 5'),
+    "rekey": ("mirrorgate rekey", 'mirrorgate rekey "LAN to LAN" --ike'),
+    "terminate": ('mirrorgate terminate "LAN to LAN"',),
+    "assign": ('mirrorgate assign "Server (Request Security)"',),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was meant when a command is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit 2 with one sentence and, where it helps, the usage."""
+        found = re.search(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if message.endswith("required: COMMAND"):
+            self.exit(USAGE, self.format_help())
+        if found is None:
+            super().error(message)
+        word, known = found[1], re.findall(r"[a-z]+", found[2])
+        said = f"there is no command {quoted(word)}: {suggestion(word, known, what='command')}"
+        self.exit(USAGE, f"{self.prog}: {said} ({self.prog} --help tells what each does)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +182,10 @@ def _print_checked(
 
 
 def _status(options: argparse.Namespace) -> int:
-    return _show(options, call(options.control, "status"), render.status)
+    size = shutil.get_terminal_size((100, 24))
+    lines = size.lines - 1 if sys.stdout.isatty() else None
+    answer = call(options.control, "status")
+    return _show(options, answer, lambda a: render.status(a, lines=lines, width=size.columns))
 
 
 def _monitor(options: argparse.Namespace) -> int:
@@ -146,7 +196,7 @@ def _monitor(options: argparse.Namespace) -> int:
 
 
 def _events(options: argparse.Namespace) -> int:
-    for record in follow(options.control):
+    for record in follow(options.control, options.last):
         print(json.dumps(record) if options.json else render.event(record), flush=True)
     return DONE
 
@@ -221,7 +271,7 @@ def _complain(text: str, status: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mirrorgate",
         description="Policy-driven IPsec in user space: filters decide what is permitted, blocked or protected.",
         epilog=_EXAMPLES,
@@ -231,7 +281,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *, agent: bool = True) -> Any:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        examples = "".join(f"  {line}\n" for line in _EXAMPLES_OF.get(name, ()))
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="print JSON")
         if agent:
@@ -253,7 +310,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_trials(add)
     add("status", _status, "show policy, peers, SAs, and what was dropped and why")
     add("monitor", _monitor, "watch SAs, throughput, drops and events live on the terminal")
-    add("events", _events, "follow what happens, an event a line, until Ctrl-C or the agent's end")
+    command = add("events", _events, "follow what happens, an event a line, until Ctrl-C or the agent's end")
+    command.add_argument(
+        "--last", type=int, default=0, metavar="N", help="begin with the last N events, of 100 that are kept (0)"
+    )
     command = add(
         "explain", _explain, "explain what happens to a flow: which filter, rule, action and SA, and why"
     )
@@ -263,6 +323,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--config", type=FilePath, metavar="FILE", help="ask this file instead of the running agent"
     )
+    _add_actions(add)
+    add("version", _version, "show the version", agent=False)
+    return parser
+
+
+def _add_actions(add: Callable[..., Any]) -> None:
+    """Add the commands that change what is up or in force."""
     command = add("initiate", _initiate, "negotiate the SAs of a rule now")
     command.add_argument("rule", metavar="RULE")
     command.add_argument(
@@ -278,8 +345,6 @@ def _parser() -> argparse.ArgumentParser:
     command = add("assign", _assign, "put another policy of the file in force, until reload or restart")
     command.add_argument("name", metavar="NAME")
     add("unassign", _unassign, "put no policy in force: everything passes in clear")
-    add("version", _version, "show the version", agent=False)
-    return parser
 
 
 def _add_trials(add: Callable[..., Any]) -> None:

@@ -20,8 +20,9 @@ from policy.spd import Snapshot
 from policy.store.files import load_file
 from policy.texts import parse_flow
 from tunnel.agent.policies import Policies
+from tunnel.differences import End
 from tunnel.host import process
-from tunnel.rehearsal import CLEAR, PROTECTED, End, rehearse
+from tunnel.rehearsal import CLEAR, PROTECTED, rehearse
 from tunnel.representatives import MAX_FLOWS, representatives, sender
 from tunnel.whereabouts import infer
 
@@ -99,6 +100,7 @@ def _outcome(flow: Mapping[str, Any]) -> str:
     if sas and said == PROTECTED:
         carried = "in UDP" if sas[0]["encapsulation"] == "udp" else "raw"
         said = f"protected, {sas[0]['suite']}, {sas[0]['mode']} mode, {carried}"
+        said = said if flow["lasting"] else "protected only until keys must be renewed"
     elif said == CLEAR:
         said = "in clear"
     elif flow["waits"]:

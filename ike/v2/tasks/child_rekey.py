@@ -76,6 +76,7 @@ class ChildRekey(Task):
 
     def failed(self, sa: IkeSa, failure: Failure, now: Nanos) -> None:
         """The old Child SA lives until its hard lifetime ends."""
+        sa.core.counters["child_rekey_failed"] += 1
         if self._offer is not None:
             self._offer.withdraw(sa)
 

@@ -100,6 +100,7 @@ class IkeRekey(Task):
 
     def failed(self, sa: IkeSa, failure: Failure, now: Nanos) -> None:
         """The IKE SA lives until its hard lifetime ends."""
+        sa.core.counters["ike_rekey_failed"] += 1
         if self.rival is not None:
             _stands(sa, self.rival, now)
         elif sa.usable:

@@ -117,6 +117,14 @@ class ManualControl:
         """It has no IKE SAs."""
         return []
 
+    def counters(self) -> MappingType[str, int]:
+        """Nothing is counted."""
+        return {}
+
+    def half_open(self) -> int:
+        """There are none."""
+        return 0
+
     def failures(self) -> MappingType[str, str]:
         """Nothing was tried."""
         return {}
