@@ -42,7 +42,7 @@ class Steering:
         self._by_kind = False
         #: Contents of the table that are right now, by ``ruleset.revision``: two while one replaces another.
         self.revisions: tuple[str, ...] = ()
-        #: How often the table was, or is just being, replaced.
+        #: How often the table was replaced, or is just being: counted before the kernel tells of it.
         self.replaced = 0
         self._replacing = Lock()
         self._in_force = Snapshot(generation=0)
@@ -77,9 +77,8 @@ class Steering:
             run(["nft", "-f", "-"], stdin=script)
         except HostError:
             self.revisions = before
+            self.replaced -= 1
             raise
-        finally:
-            self.replaced += 1
         self.revisions = (new,)
         self._in_force, self._links, self._script = snapshot, found, None if soft else script
 
