@@ -95,6 +95,154 @@ def test_a_killed_agent_leaves_the_guard(two_sites: Sites, directory: Directory)
         assert other.stop() == 0
 
 
+#: What others do to the ruleset, most of them meaning no harm: a distribution's service, a tool that saves.
+_RELOADS = {
+    "distribution": f"flush ruleset\n{_FOREIGN}",
+    "delete": "delete table inet mirrorgate\n",
+    "flush chain": "flush chain inet mirrorgate postrouting\n",
+    "a rule before ours": "insert rule inet mirrorgate postrouting accept\n",
+    "dormant": "add table inet mirrorgate { flags dormant; }\n",
+}
+
+
+def test_others_load_their_nftables_rules(two_sites: Sites, directory: Directory) -> None:
+    gateway = two_sites.gateway_a
+
+    def table() -> str:
+        return gateway.run("nft", "list", "chain", "inet", "mirrorgate", "postrouting").stdout
+
+    with (
+        Capture(two_sites.internet) as capture,
+        tunnel(two_sites, directory) as (one, _),
+        Pinging(two_sites.lan_a, LAN_B, interval=0.002) as ping,
+    ):
+        wait_for(lambda: ping.answered, "the tunnel is up")
+        sound = table()
+        for number, (name, reload) in enumerate(_RELOADS.items(), 1):
+            gateway.run("nft", "-f", "-", stdin=reload)
+            wait_for(lambda n=number: one.log().count("guard_lost") == n, f"{name}: it is told", 2)
+            assert table() == sound, name
+            seen = len(ping.answered)
+            wait_for(lambda a=seen: len(ping.answered) > a + 100, f"{name}: traffic goes on")
+            time.sleep(1)  # told at most once a second
+        assert "192.0.2.7" in gateway.run("nft", "list", "ruleset").stdout, "theirs stands too"
+    # While the table is away, routing rules lead whole networks into the TUN all the same.
+    assert capture.crossed().clear == ()
+
+
+def test_how_long_the_guard_is_away(
+    two_sites: Sites, directory: Directory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of filters that name a protocol or ports nothing but the table knows: what passes meanwhile is counted.
+    configs = [
+        directory.config(name, (f'destination = "{far}"', f'destination = "{far}"\nprotocol = "icmp"'))
+        for name, far in (("site-a.toml", "10.2.0.0/24"), ("site-b.toml", "10.1.0.0/24"))
+    ]
+    rounds = 10
+    with (
+        Agent(two_sites.gateway_a, configs[0]) as one,
+        Agent(two_sites.gateway_b, configs[1]),
+        Capture(two_sites.internet) as capture,
+        Pinging(two_sites.lan_a, LAN_B, interval=0.002) as ping,
+    ):
+        wait_for(lambda: ping.answered, "the tunnel is up")
+        for _ in range(rounds):
+            two_sites.gateway_a.run("nft", "flush", "ruleset")
+            time.sleep(0.1)
+        seen = len(ping.answered)
+        wait_for(lambda: len(ping.answered) > seen + 100, f"traffic goes on\n{one.log()}")
+    clear = len(capture.crossed().clear)
+    with capsys.disabled():
+        print(f"\nthe guard was away {rounds} times: {clear} packets in clear, one every 2 ms")
+    assert clear <= rounds * 25, "some 10 ms each time, with room for a machine that is busy"
+
+
+def test_a_crash_leaks_nothing(two_sites: Sites, directory: Directory) -> None:
+    with (
+        Capture(two_sites.internet) as capture,
+        tunnel(two_sites, directory) as (one, _),
+        Pinging(two_sites.lan_a, LAN_B, interval=0.02) as ping,
+        Pinging(two_sites.lan_b, LAN_A, interval=0.02) as back,
+    ):
+        wait_for(lambda: ping.answered and back.answered, "the tunnel is up")
+        for fault in (signal.SIGABRT, signal.SIGSEGV):  # as when memory runs out, and as a bug in native code
+            one.signal(fault)
+            assert one.ended() == -fault
+            time.sleep(0.3)
+            there, here = len(ping.answered), len(back.answered)
+            one.start()
+            wait_for(
+                lambda a=there, b=here: len(ping.answered) > a and len(back.answered) > b,
+                "traffic after the crash",
+            )
+    assert capture.crossed().clear == ()
+
+
+#: Moments of a start, in seconds: more of them where more kills are asked for.
+_MOMENTS = (0.35,) if _KILLS <= 20 else tuple(0.05 * n for n in range(2, 18))
+
+
+@pytest.mark.parametrize("after", _MOMENTS, ids="{:.2f}".format)
+def test_killed_while_it_starts_reloads_and_stops(two_sites: Sites, directory: Directory, after: float) -> None:
+    with (
+        tunnel(two_sites, directory) as (one, _),
+        Pinging(two_sites.lan_a, LAN_B, interval=0.01) as ping,
+        Pinging(two_sites.lan_b, LAN_A, interval=0.01) as back,
+        Capture(two_sites.internet) as capture,
+    ):
+        wait_for(lambda: ping.answered and back.answered, "the tunnel is up")
+        one.kill()
+        one.start(wait=False)
+        time.sleep(after)  # imports, policy, guard, TUN, routes, sockets: wherever it is by then
+        one.kill()
+        one.start()
+        one.signal(signal.SIGHUP)
+        time.sleep(after / 20)
+        one.kill()
+        one.start()
+        wait_for(one.children, "the tunnel is up again")
+    assert capture.crossed().clear == ()
+
+
+@pytest.mark.parametrize("after", [0.02] if _KILLS <= 20 else [0.005, 0.01, 0.02, 0.05, 0.1], ids=str)
+def test_killed_while_it_stops(two_sites: Sites, directory: Directory, after: float) -> None:
+    with (
+        tunnel(two_sites, directory) as (one, _),
+        Pinging(two_sites.lan_b, LAN_A, interval=0.01) as back,
+        # A stop is the end of gateway A's policy, however far it came; gateway B's stands.
+        Capture(two_sites.internet, "to-b") as capture,
+    ):
+        wait_for(lambda: back.answered, "the tunnel is up")
+        one.signal(signal.SIGTERM)
+        time.sleep(after)
+        one.kill()
+        one.start()
+        seen = len(back.answered)
+        wait_for(lambda: len(back.answered) > seen, "the tunnel is up again", 15)
+        assert one.stop() == 0
+        assert "mirrorgate" not in two_sites.gateway_a.run("nft", "list", "ruleset").stdout
+    assert capture.crossed().clear == ()
+
+
+def test_a_stopped_process_leaks_nothing(two_sites: Sites, directory: Directory) -> None:
+    with (
+        Capture(two_sites.internet) as capture,
+        tunnel(two_sites, directory) as (one, _),
+        Pinging(two_sites.lan_a, LAN_B, interval=0.02) as ping,
+        Pinging(two_sites.lan_b, LAN_A, interval=0.02) as back,
+    ):
+        wait_for(lambda: ping.answered and back.answered, "the tunnel is up")
+        one.signal(signal.SIGSTOP)
+        time.sleep(1)
+        two_sites.gateway_a.ip("rule", "del", "pref", "19816")  # what a network manager may do meanwhile
+        two_sites.gateway_a.ip("route", "flush", "table", "19815")
+        time.sleep(0.3)
+        one.signal(signal.SIGCONT)
+        there, here = len(ping.answered), len(back.answered)
+        wait_for(lambda: len(ping.answered) > there + 5 and len(back.answered) > here + 5, "traffic goes on", 15)
+    assert capture.crossed().clear == ()
+
+
 def test_an_icmp_error_does_not_make_the_agent_deaf(two_sites: Sites, directory: Directory) -> None:
     # A gateway without its agent answers with ICMP "port unreachable". The error raises EPOLLERR on the
     # other agent's socket; an event loop that stops watching a socket on EPOLLERR would never hear the peer again.

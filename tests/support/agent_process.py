@@ -133,6 +133,13 @@ class Agent:
         process.terminate()
         return process.wait(timeout)
 
+    def ended(self, timeout: float = 5) -> int:
+        """Wait until the agent ended by itself and return its exit code: -N when signal N ended it."""
+        process, self._process = self._process, None
+        if process is None:
+            raise AssertionError("the agent does not run")
+        return process.wait(timeout)
+
     def kill(self) -> None:
         """Kill the agent (SIGKILL)."""
         process, self._process = self._process, None

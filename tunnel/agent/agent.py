@@ -24,6 +24,7 @@ from policy.problems import ConfigErrors
 from policy.spd import Snapshot
 from tunnel.agent import capture, metrics
 from tunnel.agent.control import ControlServer, RequestError
+from tunnel.agent.guardkeeper import GuardKeeper
 from tunnel.agent.log import LEVELS, Log
 from tunnel.agent.policies import AssignedPolicy, NoSuchPolicy
 from tunnel.agent.requests import Requests
@@ -68,6 +69,7 @@ class Agent:
         self._lag = metrics.Lag()
         self._dataplane: ReferenceDataPlane
         self._runtime: Runtime
+        self._guard: GuardKeeper
         self._tasks: list[asyncio.Task[None]] = []
         self._ask_again_s = _NAMES_EVERY_S
         self._unreachable: set[IpAddress] = set()
@@ -198,6 +200,8 @@ class Agent:
             undo.callback(self._control.stop)
             wire = Wire(offload=settings.offload != "off", path_mtu=self._path_mtu)
             undo.callback(wire.close)
+            self._guard = GuardKeeper(self._steering, self._log, on_host=self._on_host, spawn=self._spawn)
+            undo.callback(self._guard.stop)
             if not leftover:  # after a crash the guard stays until an agent takes it over
                 undo.callback(self._open_guard)
             await self._on_host(self._steering.guard, self._snapshot)
@@ -240,6 +244,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         watcher = addresses.Watcher()
         loop.add_reader(watcher.fd, self._addresses_changed, watcher)
+        self._guard.start()
         for warning in (*map(str, self._policies.warnings), *self._snapshot.warnings):
             self._log.say(Level.WARNING, "config", warning)
         for hint in forwarding_hints(self._snapshot):
@@ -271,6 +276,7 @@ class Agent:
         while closing and process.now() < until and self._runtime.gateway.ike.status(process.now()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self._runtime.stop()
+        self._guard.stop()
         failed: list[str] = []
         # Whatever the worker still does for a change that was cancelled, it does before this.
         for step in (self._steering.remove, self._runtime.wire.close, self._runtime.tun.destroy):

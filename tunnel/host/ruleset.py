@@ -28,6 +28,7 @@ blocks or protects: they never leave in clear, and the data plane drops them by 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
@@ -63,6 +64,7 @@ _ENDS = {
 }
 #: Soft SAs at one time; the kernel's memory is not the network's to fill.
 _MAX_SOFT = 65536
+_REVISION = "Mirrorgate's, revision "
 #: Neighbour discovery never is IPsec's: without it there is no link to send on (RFC 4861; hop limit 255). Nor is
 #: listener discovery, by which switches learn who hears neighbour discovery (RFC 3810; hop limit 1).
 _ND = (
@@ -83,22 +85,36 @@ def render(snapshot: Snapshot, tun: str, *, soft: Sequence[SoftPair] = (), links
     """
     table = _Table(snapshot, tun, links)
     chains = table.chains()
-    lines = [
+    lines = [f'  counter {name} {{ comment "{text}"; }}' for name, text in COUNTERS.items()]
+    for name in COUNTERS:
+        lines += _chain(name, [f"counter name {name} drop"])
+    for name, body in _ENDS.items():
+        lines += _chain(name, body)
+    lines += [*table.maps.render(), *chains]
+    content = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    head = [
         f"add table inet {TABLE}",
         f"delete table inet {TABLE}",
         f"table inet {TABLE} {{",
-        *(f'  counter {name} {{ comment "{text}"; }}' for name, text in COUNTERS.items()),
+        f'  comment "{_REVISION}{content[:16]}"',
     ]
+    return "\n".join([*head, *_soft_sets(soft), *lines, "}", ""])
+
+
+def revision(script: str) -> str:
+    """Return the comment of the table that ``render`` made: a digest of its rules, whatever soft SAs there are."""
+    start = script.index(_REVISION)
+    return script[start : start + len(_REVISION) + 16]
+
+
+def _soft_sets(soft: Sequence[SoftPair]) -> list[str]:
+    lines = []
     for version, word in ((4, "ip"), (6, "ip6")):
         pairs = [f"{one} . {other} timeout {left}s" for one, other, left in soft if one.version == version]
         head = f"typeof {word} saddr . {word} daddr; flags timeout; size {_MAX_SOFT};"
         elements = f" elements = {{ {', '.join(pairs[:_MAX_SOFT])} }};" if pairs else ""
         lines.append(f"  set soft{version} {{ {head}{elements} }}")
-    for name in COUNTERS:
-        lines += _chain(name, [f"counter name {name} drop"])
-    for name, body in _ENDS.items():
-        lines += _chain(name, body)
-    return "\n".join([*lines, *table.maps.render(), *chains, "}", ""])
+    return lines
 
 
 def soft_element(local: IpAddress, remote: IpAddress, seconds: int) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from threading import Lock
 
 from policy.model import ConnectionType
 from policy.path import IpAddress
@@ -39,6 +40,16 @@ class Steering:
         self._soft: dict[tuple[IpAddress, IpAddress], float] = {}
         self._links = links.Links()
         self._by_kind = False
+        #: Contents of the table that are right now, by ``ruleset.revision``: two while one replaces another.
+        self.revisions: tuple[str, ...] = ()
+        #: How often the table was replaced, or is just being: counted before the kernel tells of it.
+        self.replaced = 0
+        self._replacing = Lock()
+        self._in_force = Snapshot(generation=0)
+        #: The table in force as a script, where no soft SA is in it: those end while it stays.
+        self._script: str | None = None
+        #: Rules for packets' routes that should be there, by IP version, as ``ip rule`` prints them.
+        self._wanted: dict[int, list[str]] = {}
 
     def guard(self, snapshot: Snapshot) -> None:
         """Replace the nftables table by the one of *snapshot*, in one transaction. HostError if nft refuses it.
@@ -46,10 +57,30 @@ class Steering:
         The soft SAs in force stay, for the time that they have left.
         """
         found = links.current(self.tun)
-        script = ruleset.render(snapshot, self.tun, soft=self._soft_pairs(), links=found)
-        run(["nft", "-f", "-"], stdin=script)
-        self._links = found
+        with self._replacing:
+            self._replace(snapshot, found, None)
         self._by_kind = any(entry.interfaces is not ConnectionType.ALL for entry in snapshot.spd.entries)
+
+    def restore(self) -> None:
+        """Put the table that should be in force there again, whatever somebody did to it. HostError."""
+        with self._replacing:
+            self._replace(self._in_force, self._links, None if self._soft else self._script)
+
+    def _replace(self, snapshot: Snapshot, found: links.Links, script: str | None) -> None:
+        soft = self._soft_pairs()
+        if script is None:
+            script = ruleset.render(snapshot, self.tun, soft=soft, links=found)
+        before, new = self.revisions, ruleset.revision(script)
+        self.revisions = (*before, new)
+        self.replaced += 1
+        try:
+            run(["nft", "-f", "-"], stdin=script)
+        except HostError:
+            self.revisions = before
+            self.replaced -= 1
+            raise
+        self.revisions = (new,)
+        self._in_force, self._links, self._script = snapshot, found, None if soft else script
 
     def stale(self) -> bool:
         """Whether interfaces came or went that the table tells apart: then ``guard`` is due."""
@@ -61,7 +92,8 @@ class Steering:
             self._soft[local, remote] = _now() + seconds
         else:
             self._soft.pop((local, remote), None)
-        run(["nft", "-f", "-"], stdin=ruleset.soft_element(local, remote, math.ceil(max(seconds, 0))))
+        with self._replacing:
+            run(["nft", "-f", "-"], stdin=ruleset.soft_element(local, remote, math.ceil(max(seconds, 0))))
 
     def _soft_pairs(self) -> list[ruleset.SoftPair]:
         now = _now()
@@ -95,10 +127,13 @@ class Steering:
 
     def intact(self) -> bool:
         """Whether the routes into the TUN and the rules that lead to them are there."""
-        rule = f"pref {marks.MARK_RULE} from all fwmark {marks.STEER_MARK:#x} lookup {marks.ROUTE_TABLE}"
         for version in _versions():
             said = run(["ip", f"-{version}", "route", "show", "table", "all"])
-            if f"default dev {self.tun} table {marks.ROUTE_TABLE} " not in said or rule not in _present(version):
+            table = [line for line in said.splitlines() if f" table {marks.ROUTE_TABLE} " in line]
+            for start in (f"default dev {self.tun} ", "prohibit default "):
+                if not any(line.startswith(start) for line in table):
+                    return False
+            if not set(self._wanted.get(version, ())) <= set(_present(version)):
                 return False
         return True
 
@@ -128,7 +163,7 @@ class Steering:
             unbound = f"from 0.0.0.0 to {remote}" if version == 4 else f"from all to {remote} iif lo"
             rules.append(f"{marks.SOURCE_RULE}: {unbound} lookup {marks.SOURCE_TABLE}")
         have = _present(version)
-        wanted = [f"pref {rule.replace(':', '', 1)}" for rule in dict.fromkeys(rules)]
+        self._wanted[version] = wanted = [f"pref {rule.replace(':', '', 1)}" for rule in dict.fromkeys(rules)]
         ip_batch([f"rule add {rule}" for rule in wanted if rule not in have], version=version)
         ip_batch([f"rule del {rule}" for rule in have if rule not in wanted], version=version, force=True)
 

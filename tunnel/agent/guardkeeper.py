@@ -1,0 +1,91 @@
+"""Keeps the guard in force: an nftables table that somebody took away or changed is back in milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+
+from ike.events import Level
+from tunnel.agent.log import Log
+from tunnel.host.guardwatch import GuardWatch, Loss
+from tunnel.host.steering import Steering
+from tunnel.host.system import HostError
+
+#: The wait before another try when nft refuses the table: first, and longest.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.3, 30.0
+#: Who takes it away again and again is told of so often.
+_TOLD_EVERY_S = 1.0
+
+
+class GuardKeeper:
+    """Watches the table that *steering* makes. *on_host* runs a call that blocks, *spawn* a task.
+
+    Made before the table is, so that nothing is missed between. HostError where the kernel tells nobody.
+    """
+
+    def __init__(
+        self,
+        steering: Steering,
+        log: Log,
+        *,
+        on_host: Callable[[Callable[[], None]], Awaitable[None]],
+        spawn: Callable[[Coroutine[None, None, None]], None],
+    ) -> None:
+        self._steering, self._log = steering, log
+        self._on_host, self._spawn = on_host, spawn
+        try:
+            self._watch = GuardWatch(lambda: steering.revisions)
+        except OSError as error:
+            raise HostError(f"changes of nftables cannot be watched: {error.strerror}") from error
+        self._replaced = 0
+        self._loss: Loss | None = None
+        self._restoring = False
+        self._told = float("-inf")
+
+    def start(self) -> None:
+        """Look, and restore, from now on."""
+        asyncio.get_running_loop().add_reader(self._watch.fd, self._changed)
+
+    def stop(self) -> None:
+        """Look and restore no more: what comes after takes the table away. Also without ``start``."""
+        self._loss = None
+        asyncio.get_running_loop().remove_reader(self._watch.fd)
+        self._watch.close()
+
+    def _changed(self) -> None:
+        loss = self._watch.look()
+        before, self._replaced = self._replaced, self._steering.replaced
+        if loss is None or (before != self._replaced and self._watch.stands()):
+            return  # it stands, or what was told of crossed with a replacement of our own
+        self._loss = loss
+        if not self._restoring:
+            self._restoring = True
+            self._spawn(self._restore())
+
+    async def _restore(self) -> None:
+        wait = _FIRST_WAIT_S
+        try:
+            while (loss := self._loss) is not None:
+                self._loss = None
+                try:
+                    await self._on_host(self._steering.restore)
+                except HostError as error:
+                    self._loss = loss
+                    what = f"the guard {loss.value} and cannot be restored, next try in {wait:g} s: {error}"
+                    self._log.say(Level.ERROR, "guard_lost", what)
+                    await asyncio.sleep(wait)
+                    wait = min(2 * wait, _LONGEST_WAIT_S)
+                    continue
+                self._tell(loss)
+        finally:
+            self._restoring = False
+
+    def _tell(self, loss: Loss) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._told >= _TOLD_EVERY_S:
+            self._told = now
+            what = (
+                f"the nftables table of the guard {loss.value}, not by this agent; it is in force again. Until "
+                "then packets could pass in clear: whoever loads other rules should not flush the whole ruleset"
+            )
+            self._log.say(Level.WARNING, "guard_lost", what)
