@@ -25,7 +25,7 @@ from ipaddress import ip_address
 
 from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
 from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
-from tunnel.host import cmsg
+from tunnel.host import cmsg, sockfilter
 from tunnel.host.addresses import route_to
 from tunnel.host.marks import OWN_MARK
 from tunnel.host.system import HostError
@@ -97,6 +97,11 @@ class WireSocket:
     def blocked(self) -> bool:
         """Whether transmits wait for the socket to become writable."""
         return bool(self._waiting)
+
+    @property
+    def kernel_drops(self) -> int:
+        """What the kernel dropped at this socket: impossible datagrams, and those that its full queue lost."""
+        return sockfilter.dropped(self._socket)
 
     def close(self) -> None:
         """Close the socket."""
@@ -272,6 +277,8 @@ class WireSocket:
                 flags += _EXTENSION_FLAGS
         for flag in flags:
             sock.setsockopt(level, flag, 1)
+        if self.port in sockfilter.PROGRAMS:
+            sockfilter.attach(sock, sockfilter.PROGRAMS[self.port])
         if offload and self.port == NATT_PORT:
             try:
                 sock.setsockopt(cmsg.SOL_UDP, cmsg.UDP_GRO, 1)
@@ -314,8 +321,9 @@ class Wire:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Return what the sockets could not send or receive."""
+        """Return what the sockets could not send or receive, and what the kernel dropped before that."""
         return {
+            "kernel": sum(sock.kernel_drops for sock in self.sockets.values()),
             "send": sum(sock.send_errors for sock in self.sockets.values()),
             "receive": sum(sock.receive_errors for sock in self.sockets.values()),
         }
