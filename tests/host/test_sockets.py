@@ -372,7 +372,7 @@ def test_a_socket_that_only_fails_does_not_hold_the_loop(monkeypatch: pytest.Mon
 @in_a_namespace
 def test_wire_has_a_socket_for_each_path() -> None:
     wire = Wire(offload=True, path_mtu=_no_mtu)
-    kinds = ((500, 17), (4500, 17), (0, 50), (0, 51), (0, 255))
+    kinds = ((500, 17), (4500, 17), (4500, 254), (0, 50), (0, 51), (0, 255))
     assert set(wire.sockets) == {(version, *kind) for version in (4, 6) for kind in kinds}
     assert wire.send(Transmit(HOME[6], (b"x" * 24,))) is wire.sockets[6, 4500, 17]
     raw = path("127.0.0.1", "127.0.0.1", 0)

@@ -10,6 +10,7 @@ import pytest
 from policy.path import IKE_PORT, NATT_PORT
 from tests.host.test_sockets import arrived, in_a_namespace, opened
 from tunnel.host import sockfilter
+from tunnel.host.sockets import Wire
 from tunnel.host.sockfilter import Program
 
 _SPI = bytes(range(1, 9))
@@ -132,3 +133,38 @@ def test_a_forged_short_datagram_takes_no_merged_one_with_it() -> None:
         sender.sendto(first + second, ("127.0.0.1", 4500))
     assert b"".join(bytes(item.data) for item in arrived(sock)) == first + second
     sock.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@in_a_namespace
+def test_ike_on_port_4500_has_a_queue_of_its_own(version: int) -> None:
+    """However full it is, ESP comes through; and before each burst of ESP a few of its messages are read."""
+    wire = Wire(offload=True, path_mtu=lambda remote, mtu: None)
+    data, apart = wire.sockets[version, 4500, 17], wire.sockets[version, 4500, 254]
+    family, home = (socket.AF_INET, "127.0.0.1") if version == 4 else (socket.AF_INET6, "::1")
+    message, packet = bytes(4) + ike(200), b"\1" * 200
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        for _ in range(20_000):
+            sender.sendto(message, (home, 4500))
+        for payload in (packet, b"\xff", packet):
+            sender.sendto(payload, (home, 4500))
+    assert apart.kernel_drops > 0
+    assert data.kernel_drops == 0
+    found = [bytes(item.data) for item in data.receive(16)]
+    assert found == [message] * 4 + [packet, b"\xff", packet]
+    assert [bytes(item.data) for item in apart.receive(2)] == [message] * 2
+    assert wire.errors["kernel"] == apart.kernel_drops
+    wire.close()
+
+
+@in_a_namespace
+def test_a_run_that_begins_with_ike_is_taken_whole() -> None:
+    wire = Wire(offload=True, path_mtu=lambda remote, mtu: None)
+    message = bytes(4) + ike(32)
+    run = message + b"\1" * len(message)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(17, 103, len(message))  # UDP_SEGMENT
+        sender.sendto(run, ("127.0.0.1", 4500))
+    (found,) = wire.sockets[4, 4500, 17].receive(16)
+    assert (bytes(found.data), found.segment_size) == (run, len(message))
+    wire.close()

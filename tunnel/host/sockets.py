@@ -21,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import ip_address
 
 from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
 from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
@@ -40,6 +39,11 @@ _CONTROL_SPACE = 256
 _CONTROL_SPACE_RAW6 = 6400
 #: IP protocols of the sockets that are not UDP; whole packets go out by the last.
 _UDP, _ESP, _AH, _WHOLE = 17, 50, 51, 255
+#: Stands for the protocol of the second socket of port 4500, which IKE comes to.
+_APART = 254
+#: Messages that are read from it before each burst of the first: an IKE message may bring the SA of the next
+#: packet.
+_APART_FIRST = 4
 _RAW = {
     _ESP: "raw ESP (IP protocol 50)",
     _AH: "raw AH (IP protocol 51)",
@@ -64,7 +68,11 @@ PathMtuReport = Callable[[Endpoint, int], None]
 
 
 class WireSocket:
-    """One socket: UDP on *port*, or for port 0 a raw one of *protocol*; 255 is for whole packets out."""
+    """One socket: UDP on *port*, or for port 0 a raw one of *protocol*; 255 is for whole packets out.
+
+    IKE on port 4500 has a socket, and so a queue, of its own (*protocol* 254), which joins the first of that port:
+    a flood of handshakes fills another queue than data does.
+    """
 
     def __init__(
         self, version: int, port: int, protocol: int = _UDP, *, offload: bool, path_mtu: PathMtuReport
@@ -82,6 +90,8 @@ class WireSocket:
         self._waiting: deque[Transmit] = deque()
         self._gso = offload and port != RAW_PORT
         self._df: bool | None = None
+        #: The socket that IKE of this port comes to, if it has one of its own.
+        self._apart: WireSocket | None = None
         #: Datagrams that could not be sent, and received ones that were cut off or had no address.
         self.send_errors = 0
         self.receive_errors = 0
@@ -107,9 +117,18 @@ class WireSocket:
         """Close the socket."""
         self._socket.close()
 
+    def part(self, apart: WireSocket) -> bool:
+        """Leave IKE to *apart*, which was bound to the same port after this one; False if the kernel cannot."""
+        try:
+            sockfilter.share(self._socket, sockfilter.WHICH)
+        except OSError:  # before 4.5
+            return False
+        self._apart = apart
+        return True
+
     def receive(self, limit: int) -> list[WireDatagrams]:
-        """Return what is ready, *limit* reads at the most."""
-        datagrams: list[WireDatagrams] = []
+        """Return what is ready, *limit* reads at the most, and a few of IKE's socket before."""
+        datagrams = [] if self._apart is None else self._apart.receive(_APART_FIRST)
         receive, view, space = self._socket.recvmsg_into, self._view, self._control_space
         for _ in range(limit):
             try:
@@ -209,7 +228,7 @@ class WireSocket:
         if way is None:
             if len(self._ways) >= _MAX_PATHS:
                 self._ways.clear()
-            way = cmsg.source(path.local.address), (str(path.remote.address), path.remote.port)
+            way = cmsg.source(path.local.address), (_text(path.remote.address), path.remote.port)
             self._ways[path] = way
         return way
 
@@ -247,7 +266,7 @@ class WireSocket:
         if path is None:
             if not local or not isinstance(peer, tuple):
                 return None
-            remote = ip_address(peer[0].partition("%")[0])
+            remote = cmsg.address(socket.inet_pton(self._socket.family, peer[0].partition("%")[0]))
             port = RAW_PORT if self.port == RAW_PORT else peer[1]
             path = Path(Endpoint(cmsg.address(local), self.port), Endpoint(remote, port))
             if len(self._paths) >= _MAX_PATHS:
@@ -301,11 +320,20 @@ class Wire:
                     self.sockets[version, port, protocol] = WireSocket(
                         version, port, protocol, offload=offload, path_mtu=path_mtu
                     )
+                self._part(version, offload, path_mtu)
                 if version == 6:
                     self.too_big = TooBigSocket(path_mtu)
         except BaseException:
             self.close()
             raise
+
+    def _part(self, version: int, offload: bool, path_mtu: PathMtuReport) -> None:
+        """Give IKE on port 4500 a queue of its own."""
+        apart = WireSocket(version, NATT_PORT, _APART, offload=offload, path_mtu=path_mtu)
+        if self.sockets[version, NATT_PORT, _UDP].part(apart):
+            self.sockets[version, NATT_PORT, _APART] = apart
+        else:
+            apart.close()
 
     def send(self, transmit: Transmit) -> WireSocket | None:
         """Send on the socket of the path's family and local port; return it, or None if there is none."""
@@ -338,6 +366,11 @@ class Wire:
         return [*self.sockets.values(), *([self.too_big] if self.too_big is not None else [])]
 
 
+def _text(address: IpAddress) -> str:
+    """Return *address* as text, as ``str`` does at a fifth of its price: strangers have many addresses."""
+    return socket.inet_ntop(socket.AF_INET if address.version == 4 else socket.AF_INET6, address.packed)
+
+
 def _open(version: int, port: int, protocol: int) -> socket.socket:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     what = _RAW[protocol] if port == RAW_PORT else f"UDP port {port}"
@@ -350,6 +383,8 @@ def _open(version: int, port: int, protocol: int) -> socket.socket:
     try:
         if version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, cmsg.IPV6_V6ONLY, 1)
+        if port == NATT_PORT:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("", port))
     except OSError as error:
         sock.close()

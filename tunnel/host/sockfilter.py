@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from policy.path import IKE_PORT, NATT_PORT
 
-_SO_ATTACH_FILTER, _SO_MEMINFO = 26, 55
+_SO_ATTACH_FILTER, _SO_ATTACH_REUSEPORT_CBPF, _SO_MEMINFO = 26, 51, 55
 #: Place of the drops among the values of SO_MEMINFO.
 _DROPS, _MEMINFO_SIZE = 8, 9 * 4
 
@@ -79,17 +79,36 @@ ENCAPSULATED: Program = (
     _DROP,
 )
 
+#: Which of the two sockets of port 4500 a datagram is for, as their order of binding: ESP to the first, IKE to the
+#: second. This one sees the payload alone; of a run that was merged, the first datagram decides, and either socket
+#: takes both.
+WHICH: Program = (
+    (LD_LENGTH, 0, 0, 0),
+    (JUMP_AT_LEAST, 0, 3, MARKER),
+    (LD_WORD, 0, 0, 0),
+    (JUMP_EQUAL, 0, 1, 0),
+    (RETURN, 0, 0, 1),
+    (RETURN, 0, 0, 0),
+)
+
 PROGRAMS = {IKE_PORT: IKE, NATT_PORT: ENCAPSULATED}
 
 
 def attach(sock: socket.socket, program: Program) -> None:
     """Have the kernel drop what *program* refuses before it comes to *sock*."""
+    _set(sock, _SO_ATTACH_FILTER, program)
+
+
+def share(sock: socket.socket, program: Program) -> None:
+    """Have *program* say which of the sockets that share *sock*'s port (SO_REUSEPORT) a datagram is for."""
+    _set(sock, _SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def _set(sock: socket.socket, option: int, program: Program) -> None:
     octets = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     instructions = ctypes.create_string_buffer(octets, len(octets))
     # struct sock_fprog: the kernel copies the program before this returns.
-    sock.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(instructions))
-    )
+    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", len(program), ctypes.addressof(instructions)))
 
 
 def dropped(sock: socket.socket) -> int:
