@@ -93,8 +93,8 @@ def test_siege(besieged: Besieged, kinds: tuple[str, ...], megabits: int, share:
     status = one.status()
     print(
         f"\ncalm {besieged.calm:.2f}, under siege {under:.2f} Gbit/s; a new tunnel in {up:.1f} s; {rate:.0f} "
-        f"Mbit/s: {sent['sent']}; memory {before} KiB and {_resident(one) - before}; drops {status['drops']}, errors "
-        f"{status['errors']}"
+        f"Mbit/s: {sent['sent']}; memory {before} KiB and {_resident(one) - before}; drops {status['drops']}, "
+        f"errors {status['errors']}"
     )
     assert rate > 0.9 * megabits, "the besieger did what it should"
     assert all(sent["sent"].values())

@@ -420,3 +420,44 @@ def test_control_messages() -> None:
     assert cmsg.traffic_class(4, 5)[:2] == (0, 1)
     assert cmsg.traffic_class(6, 5)[:2] == (41, 67)
     assert [cmsg.address(address.packed) for address in (four, six)] == [four, six]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@in_a_namespace
+def test_esp_of_unknown_spis_is_dropped_before_anything_is_made_of_it(version: int) -> None:
+    wire = Wire(offload=True, path_mtu=_no_mtu)
+    known: set[int] = {7}
+    wire.screen(known)
+    sock = wire.sockets[version, 4500, 17]
+
+    def esp(spi: int, mark: int) -> bytes:
+        return struct.pack("!II", spi, mark) + bytes(20 + mark)  # of unequal sizes: nothing is merged
+
+    def send(*payloads: bytes) -> None:
+        for payload in payloads:
+            sock.send(Transmit(HOME[version], (payload,)))
+
+    send(esp(9, 1), esp(7, 2), esp(9, 3), esp(10, 4), b"\xff", esp(7, 5))
+    assert [bytes(item.data) for item in sock.receive(16)] == [esp(9, 1), esp(7, 2), b"\xff", esp(7, 5)]
+    assert sock.unseen == 2
+    known.add(10)  # the view stays true
+    send(esp(10, 1), esp(10, 2))
+    assert [bytes(item.data) for item in sock.receive(16)] == [esp(10, 1), esp(10, 2)]
+    # What came after an IKE message may be of the SA that it brings.
+    send(bytes(4) + _IKE, esp(11, 1), esp(11, 2))
+    assert len(sock.receive(16)) == 3
+    assert sock.unseen == 2
+    wire.close()
+
+
+@in_a_namespace
+def test_a_run_that_begins_with_an_unknown_spi_is_not_dropped_whole() -> None:
+    wire = Wire(offload=True, path_mtu=_no_mtu)
+    wire.screen({7})
+    sock = wire.sockets[4, 4500, 17]
+    run = (struct.pack("!II", 9, 1) + bytes(92), struct.pack("!II", 7, 1) + bytes(92))
+    for _ in range(2):
+        sock.send(Transmit(HOME[4], run, segment_size=100))
+    assert [bytes(item.data) for item in sock.receive(16)] == [b"".join(run)] * 2
+    assert sock.unseen == 0
+    wire.close()

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
 from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
@@ -51,6 +52,9 @@ _RAW = {
 }
 #: The path MTU toward one address is looked up once in this many seconds.
 _MTU_EVERY = 0.05
+_SPI = struct.Struct("!I")
+#: A run of merged datagrams has so many control messages: addresses, traffic class, and the size of its segments.
+_MERGED = 3
 _CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 #: Paths remembered, so that the core compares them by identity; forged sources must not grow it without bound.
 _MAX_PATHS = 4096
@@ -90,6 +94,9 @@ class WireSocket:
         self._waiting: deque[Transmit] = deque()
         self._gso = offload and port != RAW_PORT
         self._df: bool | None = None
+        #: SPIs of the inbound SAs, and how many packets of other SPIs were dropped because of them.
+        self.known: Container[int] | None = None
+        self.unseen = 0
         #: The socket that IKE of this port comes to, if it has one of its own.
         self._apart: WireSocket | None = None
         #: Datagrams that could not be sent, and received ones that were cut off or had no address.
@@ -127,9 +134,15 @@ class WireSocket:
         return True
 
     def receive(self, limit: int) -> list[WireDatagrams]:
-        """Return what is ready, *limit* reads at the most, and a few of IKE's socket before."""
+        """Return what is ready, *limit* reads at the most, and a few of IKE's socket before.
+
+        Of several packets for SPIs that are not ``known`` the first is returned, for the core to wonder about. The
+        others are counted in ``unseen``, before anything is made of them.
+        """
         datagrams = [] if self._apart is None else self._apart.receive(_APART_FIRST)
         receive, view, space = self._socket.recvmsg_into, self._view, self._control_space
+        # A message that was read just now may bring the SA of a packet behind it.
+        known, told = None if datagrams else self.known, False
         for _ in range(limit):
             try:
                 size, ancillary, flags, peer = receive([view], space)
@@ -141,6 +154,13 @@ class WireSocket:
             if flags & _CUT_OFF:
                 self.receive_errors += 1
                 continue
+            if known is not None and size >= 8 and len(ancillary) < _MERGED:
+                spi = _SPI.unpack_from(view)[0]
+                if spi and spi not in known:
+                    if told:
+                        self.unseen += 1
+                        continue
+                    told = True
             said = cmsg.parse(ancillary)
             item = self._datagram(size, said, peer)
             if item is None:
@@ -334,6 +354,12 @@ class Wire:
             self.sockets[version, NATT_PORT, _APART] = apart
         else:
             apart.close()
+
+    def screen(self, known: Container[int]) -> None:
+        """Drop ESP in UDP whose SPI is not in *known*, from now on."""
+        for (_, port, protocol), sock in self.sockets.items():
+            if port == NATT_PORT and protocol == _UDP:
+                sock.known = known
 
     def send(self, transmit: Transmit) -> WireSocket | None:
         """Send on the socket of the path's family and local port; return it, or None if there is none."""
