@@ -9,7 +9,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 
-from ike.errors import IkeError, InvalidMajorVersion, WireError
+from ike.constants import ExchangeType
+from ike.errors import IkeError, InvalidMajorVersion
 from ike.events import FailureKind, IkeOutput, IkeSaKeys, Level
 from ike.names import describe
 from ike.status import IkeSaStatus
@@ -29,7 +30,7 @@ from ike.v2.tasks.ike_init import IkeInit
 from ike.v2.tasks.ike_rekey import IkeRekey
 from ike.v2.tasks.liveness import check_liveness
 from ike.v2.tasks.task import Failure
-from ike.wire.header import Header
+from ike.wire.glance import glance
 from ike.wire.message import parse_message
 from policy.clock import Entropy, Nanos
 from policy.path import IpAddress, Path
@@ -64,32 +65,17 @@ class IkeEndpoint:
 
     def receive(self, path: Path, data: bytes, now: Nanos) -> None:
         """Take one IKE message, its non-ESP marker removed."""
-        core = self._core
         try:
-            message = parse_message(data)
-        except InvalidMajorVersion as error:
-            self._strangers.other_version(error, path, len(data), now)
-            return
+            self._receive(path, data, now)
         except IkeError as error:
-            core.counters["malformed"] += 1
-            core.tell(
+            self._core.counters["malformed"] += 1
+            self._core.tell(
                 now,
                 "malformed_message",
                 Level.DEBUG,
                 f"message of {path.remote} is not IKE: {error}",
                 limit=str(path.remote.address),
             )
-            return
-        sa = self._addressed(message.header)
-        try:
-            if sa is not None:
-                sa.receive(message, path, now)
-            else:
-                self._strangers.receive(message, path, now)
-        except WireError:
-            core.counters["malformed"] += 1
-        except Exception as error:
-            self._quarantine(sa, error, now)
 
     def acquire(self, entry: str, flow: Flow | None, now: Nanos) -> None:
         """Get a Child SA for an SPD entry: always ends in ChildInstalled or AcquireFailed."""
@@ -183,9 +169,31 @@ class IkeEndpoint:
 
     # Helpers.
 
-    def _addressed(self, header: Header) -> IkeSa | None:
-        """Return the IKE SA that a message is for, by our SPI: the initiator's messages carry it as SPIr."""
-        return self._core.by_spi.get(header.spi_r if header.initiator else header.spi_i)
+    def _receive(self, path: Path, data: bytes, now: Nanos) -> None:
+        """Parse what is worth it, and hand it to its IKE SA. Raises IkeError for what is not an IKE message."""
+        look = glance(data)
+        if look is None or (look.length != len(data) and look.ours):
+            self._core.counters["malformed"] += 1
+            return
+        sa = self._core.by_spi.get(look.our_spi) if look.ours else None
+        try:
+            if not look.ours:
+                if self._strangers.attends(now):
+                    parse_message(data)
+            elif sa is None:
+                if not self._strangers.dismiss(look, path, data, now):
+                    self._strangers.receive(parse_message(data), path, now)
+            elif look.protected or look.exchange == ExchangeType.IKE_SA_INIT or self._strangers.attends(now):
+                was = sa.established
+                sa.receive(parse_message(data), path, now)
+                if was is None and sa.established is not None:
+                    self._strangers.prove(path)
+        except InvalidMajorVersion as error:
+            self._strangers.other_version(error, path, len(data), now)
+        except IkeError:
+            raise
+        except Exception as error:
+            self._quarantine(sa, error, now)
 
     def _expire(self, child: int, hard: bool, reason: str, now: Nanos) -> None:
         sa = self._core.children.get(child)

@@ -111,6 +111,8 @@ class Pad:
     _by_address: dict[IpAddress | None, list[PeerEntry]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _templates: list[PeerEntry] = field(default_factory=list, init=False, repr=False, compare=False)
+    _anywhere: list[PeerEntry] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def by_name(self, name: str) -> PeerEntry | None:
         """Return the peer called *name*, which may be a template's at one address."""
@@ -125,16 +127,31 @@ class Pad:
         except ValueError:
             return None
 
+    def names(self, address: IpAddress) -> bool:
+        """Whether a peer is at this very *address*."""
+        self._index()
+        return address in self._by_address
+
+    def settled(self, address: IpAddress) -> list[PeerEntry]:
+        """Return the ``candidates`` at *address* that are not just anywhere: a few, whatever the policy."""
+        self._index()
+        stands = [at for peer in self._templates if (at := peer.at(address)) is not None]
+        return self._by_address.get(address, []) + stands
+
+    def anywhere(self) -> list[PeerEntry]:
+        """Return the peers that may speak from any address, known by their identity alone."""
+        self._index()
+        return self._anywhere
+
     def candidates(self, address: IpAddress) -> tuple[PeerEntry, ...]:
         """Return the peers that may speak from *address*.
 
         Those at it, then those that stand for it, then those at any address, the default response rule's last.
         """
         self._index()
-        placeless = self._by_address.get(None, [])
-        stands = [at for peer in placeless if (at := peer.at(address)) is not None]
-        anywhere = [peer for peer in placeless if not peer.hosts]
-        named = self._by_address.get(address, []) + [peer for peer in stands if not peer.responds_only] + anywhere
+        stands = [at for peer in self._templates if (at := peer.at(address)) is not None]
+        named = self._by_address.get(address, []) + [peer for peer in stands if not peer.responds_only]
+        named = named + self._anywhere
         return tuple(named + [peer for peer in stands if peer.responds_only])
 
     def _index(self) -> None:
@@ -143,3 +160,5 @@ class Pad:
         for peer in self.peers:
             self._by_name.setdefault(peer.name, peer)
             self._by_address.setdefault(peer.address, []).append(peer)
+            if peer.address is None:
+                (self._templates if peer.hosts else self._anywhere).append(peer)

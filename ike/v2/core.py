@@ -27,6 +27,8 @@ _FIRST_CHILD_SPI = 256
 _LIMITED_EVENTS = 1024
 #: Peers and addresses whose last failure is remembered.
 _REMEMBERED_FAILURES = 4096
+#: In the place of a peer's name, which is never empty: all that may be anywhere.
+_ANYWHERE = ""
 
 
 class Core:
@@ -109,6 +111,17 @@ class Core:
             known[peer] = frozenset(each.encapsulation for each in found if each is not None)
             self._encapsulations = (self.snapshot, known)
         return known[peer]
+
+    def encapsulations_at(self, address: IpAddress) -> frozenset[Encapsulation]:
+        """Return what the entries of all peers say that may speak from *address*."""
+        pad = self.snapshot.pad
+        if self._encapsulations[0] is not self.snapshot:
+            self._encapsulations = (self.snapshot, {})
+        known = self._encapsulations[1]
+        if _ANYWHERE not in known:
+            found: frozenset[Encapsulation] = frozenset()
+            known[_ANYWHERE] = found.union(*(self.encapsulations(peer.name) for peer in pad.anywhere()))
+        return known[_ANYWHERE].union(*(self.encapsulations(peer.name) for peer in pad.settled(address)))
 
     def forget_dynamic(self, entry_id: str) -> None:
         """Forget a dynamic entry that has no Child SA any more."""

@@ -1,4 +1,8 @@
-"""Defence against strangers: half-open IKE SAs are bounded, and cookies keep no state (RFC 7296 section 2.6)."""
+"""Defence against strangers: handshakes are bounded in number and rate, cookies keep no state (RFC 7296 2.6).
+
+What a source address proves grows with the message: nothing; that somebody answers there (a cookie); that a peer
+was authenticated there. Only a proven address has a budget of its own, for a forged one would spend another's.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,19 @@ from policy.path import Endpoint, IpAddress
 
 _SECRET = 32
 _TAG = 16
+#: Requests are counted in slots of this length.
+_SLOT = SECOND // 10
+#: Prefixes and addresses that are remembered.
+_MAX_PREFIXES = 4096
+_MAX_PROVEN = 16_384
 
 
 class HalfOpenTable:
     """Which IKE SAs wait for IKE_AUTH, by the request that made them, counted in all and by source prefix."""
 
-    __slots__ = ("_by_number", "_by_request", "_loaded_until", "_prefixes", "_settings")
+    __slots__ = (
+        "_by_number", "_by_request", "_loaded_until", "_prefixes", "_settings", "_slot", "_slot_count",
+    )  # fmt: skip
 
     def __init__(self, settings: IkeSettings) -> None:
         self._settings = settings
@@ -25,12 +36,22 @@ class HalfOpenTable:
         self._by_number: dict[int, tuple[bytes, tuple[int, int]]] = {}
         self._prefixes: Counter[tuple[int, int]] = Counter()
         self._loaded_until: Nanos = 0
+        self._slot: Nanos = 0
+        self._slot_count = 0
 
     def __len__(self) -> int:
         return len(self._by_number)
 
+    def asked(self, now: Nanos) -> None:
+        """Count an IKE_SA_INIT request: many at once take time even if no IKE SA comes of them."""
+        if now - self._slot >= _SLOT:
+            self._slot, self._slot_count = now, 0
+        self._slot_count += 1
+        if self._slot_count > self._settings.cookie_rate // 10:
+            self._loaded_until = now + self._settings.cookie_linger
+
     def loaded(self, now: Nanos) -> bool:
-        """Whether newcomers must bring a cookie: while there are many, and for a while after.
+        """Whether newcomers must bring a cookie: while there are many, or come fast, and for a while after.
 
         Who was told to bring one may have repeated the request without it already. If that one made an IKE SA, the
         initiator would sign the request with the cookie (section 2.15), and its AUTH would not verify.
@@ -112,6 +133,66 @@ class CookieJar:
     def _cookie(self, version: int, source: Endpoint, spi_i: bytes, nonce: bytes) -> bytes:
         data = nonce + source.address.packed + source.port.to_bytes(2, "big") + spi_i
         return bytes([version]) + hmac.digest(self._secrets[version], data, hashlib.sha256)[:_TAG]
+
+
+class Bucket:
+    """A token bucket: *rate* a second, and a quarter of a second's worth at once."""
+
+    __slots__ = ("_at", "_burst", "_left", "_rate")
+
+    def __init__(self, rate: int, now: Nanos) -> None:
+        self._rate = rate
+        self._burst = max(rate // 4, 1) * SECOND
+        #: Tokens times nanoseconds, so that no fraction is lost.
+        self._left = self._burst
+        self._at = now
+
+    def take(self, now: Nanos) -> bool:
+        """Whether there was one token more."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < SECOND:
+            return False
+        self._left -= SECOND
+        return True
+
+
+class Handshakes:
+    """How many IKE_SA_INIT requests a second get as far as a key exchange, so that data has its time too.
+
+    A prefix has at most half of the strangers' rate. Addresses that policy names, or that a peer was authenticated
+    at, have a rate of their own, which no stranger can spend.
+    """
+
+    __slots__ = ("_known", "_prefixes", "_proven", "_rate", "_strangers")
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._strangers, self._known = Bucket(rate, 0), Bucket(2 * rate, 0)
+        self._prefixes: dict[tuple[int, int], Bucket] = {}
+        self._proven: dict[IpAddress, None] = {}
+
+    def prove(self, address: IpAddress) -> None:
+        """Remember that a peer was authenticated at *address*."""
+        self._proven.pop(address, None)
+        while len(self._proven) >= _MAX_PROVEN:
+            del self._proven[next(iter(self._proven))]
+        self._proven[address] = None
+
+    def proven(self, address: IpAddress) -> bool:
+        """Whether a peer was authenticated at *address*."""
+        return address in self._proven
+
+    def take(self, address: IpAddress, now: Nanos, *, known: bool) -> bool:
+        """Whether *address* may cause one more key exchange."""
+        if known:
+            return self._known.take(now) or self._strangers.take(now)
+        prefix = prefix_of(address)
+        bucket = self._prefixes.pop(prefix, None) or Bucket(self._rate // 2, now)
+        while len(self._prefixes) >= _MAX_PREFIXES:
+            del self._prefixes[next(iter(self._prefixes))]
+        self._prefixes[prefix] = bucket
+        return bucket.take(now) and self._strangers.take(now)
 
 
 class ReplyBudget:

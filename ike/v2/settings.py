@@ -40,11 +40,16 @@ class IkeSettings:
     half_open_time: Nanos = 30 * SECOND
     #: Cookies are demanded from this many half-open IKE SAs (section 2.6).
     cookie_threshold: int = 20
+    #: And from so many IKE_SA_INIT requests a second, whatever came of them: each costs up to a millisecond.
+    cookie_rate: int = 200
     #: And for this long after there were so many: longer than a request is on its way, or waits in a queue.
     cookie_linger: Nanos = 30 * SECOND
     #: Half-open IKE SAs in all, and of one /24 or /48; beyond, IKE_SA_INIT is dropped.
     half_open_limit: int = 2000
     half_open_per_prefix: int = 64
+    #: Key exchanges a second for strangers, a third of a core's time; half of them for one prefix. Addresses that
+    #: policy names, or where a peer was authenticated, have twice as many for themselves.
+    handshake_rate: int = 400
     #: The secret of cookies changes this often; the one before it stays valid as long.
     cookie_lifetime: Nanos = 60 * SECOND
     #: Hosts that are dialled at once because packets to them came by, not because policy names them: who forges
@@ -75,7 +80,7 @@ class IkeSettings:
     hint_interval: Nanos = 5 * SECOND
     #: Identical events are told once in this time.
     event_interval: Nanos = 10 * SECOND
-    #: Errors to strangers a second.
+    #: Errors to strangers a second, and messages of strangers that are parsed though no IKE SA can come of them.
     stranger_replies: int = 50
     #: When both ends dialled at once, the redundant IKE SA goes after this long.
     redundant_after: Nanos = 5 * SECOND

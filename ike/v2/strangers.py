@@ -1,21 +1,22 @@
 """Messages for no IKE SA of ours: IKE_SA_INIT requests, and the little that strangers are told (RFC 7296 2.21).
 
-The order is that of cost: bounds, cookie, then parsing of the request's meaning, then key exchange.
+The order is that of cost: a glance at the header, cookie, bounds, then parsing, then key exchange.
 """
 
 from __future__ import annotations
 
-from ike.constants import ExchangeType, NotifyType
+from ike.constants import ExchangeType, NotifyType, PayloadType
 from ike.errors import IkeError, InvalidMajorVersion, WireError
 from ike.events import Level, SendIke
 from ike.v2.core import Core
-from ike.v2.halfopen import CookieJar, ReplyBudget
+from ike.v2.halfopen import CookieJar, Handshakes, ReplyBudget
 from ike.v2.nat import with_marker
 from ike.v2.tasks.ike_init import respond_init
 from ike.wire import rules
-from ike.wire.header import Header
+from ike.wire.glance import Glance, nonce_and_cookie
+from ike.wire.header import HEADER_LENGTH, Header
 from ike.wire.message import Message, encode_message
-from ike.wire.payloads import NoncePayload, NotifyPayload
+from ike.wire.payloads import NotifyPayload
 from policy.clock import Nanos
 from policy.path import Path
 
@@ -26,17 +27,57 @@ class Strangers:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._cookies = CookieJar(core.entropy, core.settings.cookie_lifetime)
+        self._handshakes = Handshakes(core.settings.handshake_rate)
         self._budget = ReplyBudget(core.settings.stranger_replies)
+        self._attention = ReplyBudget(core.settings.stranger_replies)
+
+    def attends(self, now: Nanos) -> bool:
+        """Whether one more message is parsed that no IKE SA can come of: a hint or an error at most."""
+        if self._attention.take(now):
+            return True
+        self._core.counters["not looked at"] += 1
+        return False
+
+    def prove(self, path: Path) -> None:
+        """A peer was authenticated at the far end of *path*."""
+        self._handshakes.prove(path.remote.address)
+
+    def dismiss(self, look: Glance, path: Path, data: bytes, now: Nanos) -> bool:
+        """Deal with a message for no IKE SA by its first octets; False if it is worth parsing."""
+        core = self._core
+        if look.response:
+            core.counters["response for no ike sa"] += 1
+            return True
+        if core.demands.stopped:
+            core.counters["shutting down"] += 1  # whoever dials now tries again when we are back
+            return True
+        if not look.opens:
+            return not self.attends(now)
+        known = core.half_open.find(path.remote, data) if len(core.half_open) else None
+        if known is not None and known in core.sas:
+            sa = core.sas[known]
+            sa.transmit(sa.window.repeat(0, data), path)
+            return True
+        core.half_open.asked(now)
+        if not look.initiator or look.message_id != 0 or look.protected:
+            core.counters["unexpected"] += 1
+            return True
+        own = core.by_spi.get(look.spi_i)
+        if own is not None and own.initiator:
+            core.counters["reflected"] += 1  # our own request comes back: nobody talks to himself
+            return True
+        if core.half_open.loaded(now) and not self._brings_cookie(look, path, data, now):
+            return True
+        return not self._room(path, now)
 
     def receive(self, message: Message, path: Path, now: Nanos) -> None:
-        """Take a message that belongs to no IKE SA."""
+        """Take a message that belongs to no IKE SA and was not dismissed."""
         header = message.header
-        if header.response:
-            self._core.counters["response for no ike sa"] += 1
-        elif self._core.demands.stopped:
-            self._core.counters["shutting down"] += 1  # whoever dials now tries again when we are back
-        elif header.exchange == ExchangeType.IKE_SA_INIT and header.spi_r == bytes(8):
-            self._init(message, path, now)
+        if header.exchange == ExchangeType.IKE_SA_INIT and header.spi_r == bytes(8):
+            if message.protected is not None:
+                raise WireError("IKE_SA_INIT with an Encrypted payload")
+            rules.check(message)
+            self._answer(message, path, now)
         elif message.protected is not None:
             self._core.counters["unknown ike spi"] += 1
             self._reply(message, path, NotifyPayload(NotifyType.INVALID_IKE_SPI), now)
@@ -61,39 +102,33 @@ class Strangers:
         data = encode_message(header, [NotifyPayload(NotifyType.INVALID_MAJOR_VERSION)])
         self._send(data, path, length, now)
 
-    def _init(self, message: Message, path: Path, now: Nanos) -> None:
-        core, header = self._core, message.header
-        known = core.half_open.find(path.remote, message.octets)
-        if known is not None and known in core.sas:
-            sa = core.sas[known]
-            sa.transmit(sa.window.repeat(0, message.octets), path)
-            return
-        if not header.initiator or header.message_id != 0 or message.protected is not None:
-            core.counters["unexpected"] += 1
-            return
-        own = core.by_spi.get(header.spi_i)
-        if own is not None and own.initiator:
-            core.counters["reflected"] += 1  # our own request comes back: nobody talks to himself
-            return
-        rules.check(message)
-        nonce = message.first(NoncePayload)
-        if nonce is None:
-            raise WireError("IKE_SA_INIT without a nonce")
-        if core.half_open.loaded(now):
-            cookie = message.notify(NotifyType.COOKIE)
-            proof = b"" if cookie is None else cookie.data
-            if not self._cookies.accepts(proof, path.remote, header.spi_i, nonce.data, now):
-                core.counters["cookie demanded"] += 1
-                baked = self._cookies.bake(path.remote, header.spi_i, nonce.data, now)
-                self._send_reply(message, path, NotifyPayload(NotifyType.COOKIE, data=baked))
-                return
-        if (
-            not core.half_open.room(path.remote, known=_is_configured(core, path))
-            or len(core.sas) >= core.settings.sa_limit
-        ):
+    def _brings_cookie(self, look: Glance, path: Path, data: bytes, now: Nanos) -> bool:
+        """Whether an IKE_SA_INIT request has a cookie of ours; if not it is told to bring one (section 2.6)."""
+        core = self._core
+        found = nonce_and_cookie(look, data)
+        if found is None:
+            core.counters["malformed"] += 1
+            return False
+        nonce, cookie = found
+        if cookie and self._cookies.accepts(cookie, path.remote, look.spi_i, nonce, now):
+            return True
+        core.counters["cookie demanded"] += 1
+        # It costs no state and is smaller than the request: no budget, or a flood would lock peers out.
+        answer = _cookie_demand(look.spi_i, self._cookies.bake(path.remote, look.spi_i, nonce, now))
+        if len(answer) <= len(data):
+            core.emit(SendIke(path, with_marker(path, answer)))
+        return False
+
+    def _room(self, path: Path, now: Nanos) -> bool:
+        core, address = self._core, path.remote.address
+        known = core.snapshot.pad.names(address) or self._handshakes.proven(address)
+        if not core.half_open.room(path.remote, known=known) or len(core.sas) >= core.settings.sa_limit:
             core.counters["half-open limit"] += 1
-            return
-        self._answer(message, path, now)
+            return False
+        if not self._handshakes.take(address, now, known=known):
+            core.counters["handshake rate"] += 1
+            return False
+        return True
 
     def _answer(self, message: Message, path: Path, now: Nanos) -> None:
         core = self._core
@@ -132,12 +167,6 @@ class Strangers:
         data = self._encode(message, notify)
         self._send(data, path, len(message.octets), now)
 
-    def _send_reply(self, message: Message, path: Path, notify: NotifyPayload) -> None:
-        """A cookie costs no state and is smaller than the request: no budget, or a flood would lock peers out."""
-        data = self._encode(message, notify)
-        if len(data) <= len(message.octets):
-            self._core.emit(SendIke(path, with_marker(path, data)))
-
     def _send(self, data: bytes, path: Path, length: int, now: Nanos) -> None:
         if len(data) > length or not self._budget.take(now):
             self._core.counters["stranger not answered"] += 1
@@ -157,5 +186,13 @@ class Strangers:
         return encode_message(answer, [notify])
 
 
-def _is_configured(core: Core, path: Path) -> bool:
-    return any(peer.address == path.remote.address for peer in core.snapshot.pad.peers)
+def _cookie_demand(spi_i: bytes, cookie: bytes) -> bytes:
+    """Return the IKE_SA_INIT response that has nothing but N(COOKIE), put together by hand: thousands a second."""
+    length = 8 + len(cookie)
+    return b"".join(
+        (
+            spi_i, bytes(8), bytes((PayloadType.NOTIFY, 0x20, ExchangeType.IKE_SA_INIT, 0x20)), bytes(4),
+            (HEADER_LENGTH + length).to_bytes(4, "big"), b"\0\0", length.to_bytes(2, "big"),
+            b"\0\0", NotifyType.COOKIE.to_bytes(2, "big"), cookie,
+        )
+    )  # fmt: skip

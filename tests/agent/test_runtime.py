@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from collections.abc import Container
 from ipaddress import ip_address
 from typing import Any
 
@@ -14,7 +15,7 @@ from ike.events import Event, Level
 from policy.clock import SECOND
 from policy.path import Endpoint
 from policy.spd import Snapshot
-from tests.support.fakes import PATH
+from tests.support.fakes import PATH, FakeDataPlane
 from tunnel.agent import runtime as module
 from tunnel.agent.runtime import Runtime
 from tunnel.dataplane.contract import Transmit, TunFrame, WriteTun
@@ -32,6 +33,7 @@ class FakeGateway:
         self.next: list[Output] = []
         self.wanted: int | None = None
         self.fail: Exception | None = None
+        self.dataplane = FakeDataPlane()
 
     def _take(self, *what: Any) -> None:
         assert not self.outputs, "poll until None before the next mutation"
@@ -96,6 +98,7 @@ class FakeSocket:
         os.set_blocking(self.fd, False)
         self.blocked = False
         self.writable, self.flushed = True, 0
+        self.unseen = 0
 
     def receive(self, limit: int) -> list[bytes]:
         return [b"" for _ in os.read(self.fd, limit)]
@@ -111,6 +114,9 @@ class FakeWire:
         self.sent: list[Transmit] = []
         self.fail: Exception | None = None
         self.block = False
+
+    def screen(self, known: Container[int]) -> None:
+        self.known = known
 
     def readable(self) -> list[FakeSocket]:
         return list(self.sockets.values())
@@ -175,6 +181,16 @@ async def test_bursts_in_and_outputs_out(bench: Bench) -> None:
     assert bench.gateway.inputs == [("tun", 3), ("wire", 2)]
     assert (bench.wire.sent, bench.tun.written, bench.mtus, bench.events) == ([SENT], [()], [1300], [event])
     assert (bench.steered, bench.softened) == ([snapshot], [soft])
+
+
+async def test_what_a_socket_dropped_unseen_comes_into_the_books(bench: Bench) -> None:
+    sock = bench.wire.sockets[4, 4500]
+    assert bench.wire.known is bench.gateway.dataplane.known
+    sock.unseen = 7
+    os.write(sock.far, b"x")
+    await bench.turn()
+    assert bench.gateway.dataplane.calls == [("drop_unknown", 7)]
+    assert sock.unseen == 0
 
 
 async def test_a_readiness_moves_one_bounded_burst(bench: Bench) -> None:

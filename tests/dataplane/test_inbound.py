@@ -615,3 +615,18 @@ def test_gro_delivers_a_shorter_last_segment() -> None:
     transmits = pair.send(tun(udp4(bytes(100))), tun(udp4(bytes(99), identification=8)), tun(udp4(bytes(3))))
     assert [len(frame) for frame in pair.receive(transmits)] == [2, 2, 2]
     assert arrival(transmits[0]).segment_size > 0
+
+
+def test_packets_dropped_unseen_are_in_the_books() -> None:
+    plane = ReferenceDataPlane()
+    plane.load(snapshot(), 0)
+    view = plane.known_spis()
+    assert 0x1001 not in view
+    plane.add_sa(sa_params(GCM, inbound=True, spi=0x1001), 0)
+    assert 0x1001 in view
+    plane.drop_unknown(5)
+    assert plane.drops()[DropReason.UNKNOWN_SPI] == 5
+    counters = plane.counters()
+    assert (counters.inbound_in, counters.inbound_drops) == (5, 5)
+    plane.delete_sa(0x1001, inbound=True)
+    assert 0x1001 not in view

@@ -31,6 +31,8 @@ from tunnel.host.system import HostError
 from tunnel.host.wire import Wire
 
 _CLONE_NEWNET = 0x40000000
+#: The least that port 500 takes: an IKE header (``sockfilter``).
+_IKE = b"\1" * 8 + bytes(9) + b"\x20\x25\0" + bytes(4) + (28).to_bytes(4, "big")
 _SIOCSIFFLAGS, _SIOCSIFMTU, _UP = 0x8914, 0x8922, 0x1
 
 
@@ -117,11 +119,11 @@ def test_without_offload_the_same_octets(version: int) -> None:
 def test_the_source_is_the_path_s_and_the_destination_is_told() -> None:
     one, other = opened(port=4500), opened(port=500)
     there = Path(Endpoint(ip_address("127.0.0.7"), 4500), Endpoint(ip_address("127.0.0.9"), 500))
-    one.send(Transmit(there, (b"hello",)))
+    one.send(Transmit(there, (_IKE,)))
     (found,) = arrived(other)
     assert found.path == Path(there.remote, there.local)
     # The same path is the same object: the core compares by identity.
-    one.send(Transmit(there, (b"again",)))
+    one.send(Transmit(there, (_IKE,)))
     assert arrived(other)[0].path is found.path
     one.close()
     other.close()
@@ -250,7 +252,7 @@ def test_the_kernel_answers_no_esp_or_ah_while_the_socket_is_open(protocol: int)
 def test_more_than_the_limit_is_left_for_later() -> None:
     sock = opened(offload=False)
     for _ in range(5):
-        sock.send(Transmit(HOME[4], (b"x",)))
+        sock.send(Transmit(HOME[4], (b"x" * 24,)))
     assert [len(sock.receive(2)) for _ in range(4)] == [2, 2, 1, 0]
     sock.close()
 
@@ -390,15 +392,15 @@ def test_a_socket_that_only_fails_does_not_hold_the_loop(monkeypatch: pytest.Mon
 @in_a_namespace
 def test_wire_has_a_socket_for_each_path() -> None:
     wire = Wire(offload=True, path_mtu=_no_mtu)
-    kinds = ((500, 17), (4500, 17), (0, 50), (0, 51), (0, 255))
+    kinds = ((500, 17), (4500, 17), (4500, 254), (0, 50), (0, 51), (0, 255))
     assert set(wire.sockets) == {(version, *kind) for version in (4, 6) for kind in kinds}
-    assert wire.send(Transmit(HOME[6], (b"x",))) is wire.sockets[6, 4500, 17]
+    assert wire.send(Transmit(HOME[6], (b"x" * 24,))) is wire.sockets[6, 4500, 17]
     raw = path("127.0.0.1", "127.0.0.1", 0)
     assert wire.send(Transmit(raw, (bytes(64),))) is wire.sockets[4, 0, 50]
     whole = bytes(IP(src="127.0.0.1", dst="127.0.0.1", proto=51) / Raw(bytes(24)))
     assert wire.send(Transmit(raw, (whole,), whole=True)) is wire.sockets[4, 0, 255]
     assert wire.send(Transmit(Path(Endpoint(ip_address("::1"), 9), HOME[6].remote), (b"x",))) is None
-    assert wire.errors == {"send": 0, "receive": 0}
+    assert wire.errors == {"kernel": 0, "send": 0, "receive": 0}
     with pytest.raises(HostError, match=r"UDP port 500 .* is in use: another IKE daemon"):
         Wire(offload=True, path_mtu=_no_mtu)
     wire.close()
@@ -438,3 +440,44 @@ def test_control_messages() -> None:
     assert cmsg.traffic_class(4, 5)[:2] == (0, 1)
     assert cmsg.traffic_class(6, 5)[:2] == (41, 67)
     assert [cmsg.address(address.packed) for address in (four, six)] == [four, six]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@in_a_namespace
+def test_esp_of_unknown_spis_is_dropped_before_anything_is_made_of_it(version: int) -> None:
+    wire = Wire(offload=True, path_mtu=_no_mtu)
+    known: set[int] = {7}
+    wire.screen(known)
+    sock = wire.sockets[version, 4500, 17]
+
+    def esp(spi: int, mark: int) -> bytes:
+        return struct.pack("!II", spi, mark) + bytes(20 + mark)  # of unequal sizes: nothing is merged
+
+    def send(*payloads: bytes) -> None:
+        for payload in payloads:
+            sock.send(Transmit(HOME[version], (payload,)))
+
+    send(esp(9, 1), esp(7, 2), esp(9, 3), esp(10, 4), b"\xff", esp(7, 5))
+    assert [bytes(item.data) for item in sock.receive(16)] == [esp(9, 1), esp(7, 2), b"\xff", esp(7, 5)]
+    assert sock.unseen == 2
+    known.add(10)  # the view stays true
+    send(esp(10, 1), esp(10, 2))
+    assert [bytes(item.data) for item in sock.receive(16)] == [esp(10, 1), esp(10, 2)]
+    # What came after an IKE message may be of the SA that it brings.
+    send(bytes(4) + _IKE, esp(11, 1), esp(11, 2))
+    assert len(sock.receive(16)) == 3
+    assert sock.unseen == 2
+    wire.close()
+
+
+@in_a_namespace
+def test_a_run_that_begins_with_an_unknown_spi_is_not_dropped_whole() -> None:
+    wire = Wire(offload=True, path_mtu=_no_mtu)
+    wire.screen({7})
+    sock = wire.sockets[4, 4500, 17]
+    run = (struct.pack("!II", 9, 1) + bytes(92), struct.pack("!II", 7, 1) + bytes(92))
+    for _ in range(2):
+        sock.send(Transmit(HOME[4], run, segment_size=100))
+    assert [bytes(item.data) for item in sock.receive(16)] == [b"".join(run)] * 2
+    assert sock.unseen == 0
+    wire.close()

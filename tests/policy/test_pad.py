@@ -88,3 +88,11 @@ def test_a_host_gets_the_entries_that_reach_it(spans: list[AddressRange], number
     )
     found = template.at(address)
     assert (() if found is None else found.entries) == wanted
+
+
+def test_settled_and_anywhere_are_the_candidates() -> None:
+    pad = Pad((peer("there", "10.0.0.1"), peer("anywhere"), peer("range", hosts=(span(0, 7),))))
+    for address in map(ip_address, ("10.0.0.1", "10.0.0.2", "10.8.0.1")):
+        named = {one.name for one in [*pad.settled(address), *pad.anywhere()]}
+        assert named == {one.name for one in pad.candidates(address)}
+    assert [one.name for one in pad.anywhere()] == ["anywhere"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -40,6 +41,7 @@ class FakeDataPlane:
     said: deque[DataPlaneOutput] = field(default_factory=deque)
     #: What ``outbound`` and ``inbound`` say next.
     answers: list[DataPlaneOutput] = field(default_factory=list)
+    known: set[int] = field(default_factory=set)
     refuse_spis: tuple[int, ...] = ()
     mtu: int = 1400
     wanted: Nanos | None = None
@@ -70,6 +72,12 @@ class FakeDataPlane:
 
     def query_sa(self, spi: int, *, inbound: bool, child: int | None = None) -> SaStats | None:
         return SaStats(3, 300, self.heard[spi], 3, {}) if spi in self.heard else None
+
+    def known_spis(self) -> Container[int]:
+        return self.known
+
+    def drop_unknown(self, count: int) -> None:
+        self._called("drop_unknown", count)
 
     def send_dummy(self, child: int, octets: int, now: Nanos) -> None:
         self._called("send_dummy", child, octets)

@@ -59,6 +59,7 @@ class Runtime:
         self.gateway = gateway
         self.tun = tun
         self.wire = wire
+        wire.screen(gateway.dataplane.known_spis())
         self._on_event, self._on_mtu, self._on_tun_gone = on_event, on_mtu, on_tun_gone
         self._on_steer, self._on_soft = on_steer, on_soft
         self._timer: asyncio.TimerHandle | None = None
@@ -132,6 +133,9 @@ class Runtime:
 
     def _wire_ready(self, sock: WireSocket | TooBigSocket) -> None:
         datagrams = sock.receive(_BURST)
+        if sock.unseen:
+            self.gateway.dataplane.drop_unknown(sock.unseen)
+            sock.unseen = 0
         if datagrams:
             if self.tap is not None:
                 self.tap.from_wire(datagrams)

@@ -9,6 +9,7 @@ Buffers handed in are *moved*: the caller must not touch them afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from enum import Enum
@@ -308,6 +309,12 @@ class DataPlane(Protocol):
 
     def query_sa(self, spi: int, *, inbound: bool, child: int | None = None) -> SaStats | None:
         """Return the counters of an SA."""
+
+    def known_spis(self) -> Container[int]:
+        """Return the SPIs of the inbound SAs, as a view that stays true: others may be dropped unseen."""
+
+    def drop_unknown(self, count: int) -> None:
+        """Count packets that came for unknown SPIs and were dropped unseen."""
 
     def send_dummy(self, child: int, octets: int, now: Nanos) -> None:
         """Send a packet that means nothing on the tunnel-mode ESP SA of *child* (RFC 4303 section 2.6)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from collections.abc import Mapping as MappingType
 from dataclasses import replace
 
@@ -101,6 +102,15 @@ class ReferenceDataPlane:
         """Return the counters of an SA."""
         sa = self._sad.inbound.get(spi) if inbound else self._sad.find_outbound(spi, child)
         return None if sa is None else sa.stats()
+
+    def known_spis(self) -> Container[int]:
+        """Return the SPIs of the inbound SAs, as a view that stays true."""
+        return self._sad.inbound.keys()
+
+    def drop_unknown(self, count: int) -> None:
+        """Count packets that came for unknown SPIs and were dropped unseen."""
+        self._ledger.inbound_in += count
+        self._ledger.drop_inbound(DropReason.UNKNOWN_SPI, count)
 
     def send_dummy(self, child: int, octets: int, now: Nanos) -> None:
         """Send a packet that means nothing on the tunnel-mode ESP SA of *child* (RFC 4303 section 2.6)."""

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
-from ipaddress import ip_address
 
 from policy.path import NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
 from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
-from tunnel.host import cmsg
+from tunnel.host import cmsg, sockfilter
 from tunnel.host.addresses import route_to
 from tunnel.host.marks import OWN_MARK
 from tunnel.host.system import HostError
@@ -39,6 +39,11 @@ _CONTROL_SPACE = 256
 _CONTROL_SPACE_RAW6 = 6400
 #: IP protocols of the sockets that are not UDP; whole packets go out by the last.
 UDP, ESP, AH, WHOLE = 17, 50, 51, 255
+#: Stands for the protocol of the second socket of port 4500, which IKE comes to.
+APART = 254
+#: Messages that are read from it before each burst of the first: an IKE message may bring the SA of the next
+#: packet.
+_APART_FIRST = 4
 RAW = {
     ESP: "raw ESP (IP protocol 50)",
     AH: "raw AH (IP protocol 51)",
@@ -46,6 +51,9 @@ RAW = {
 }
 #: The path MTU toward one address is looked up once in this many seconds.
 _MTU_EVERY = 0.05
+_SPI = struct.Struct("!I")
+#: A run of merged datagrams has so many control messages: addresses, traffic class, and the size of its segments.
+_MERGED = 3
 CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 #: Paths remembered, so that the core compares them by identity; forged sources must not grow it without bound.
 MAX_PATHS = 4096
@@ -63,7 +71,11 @@ PathMtuReport = Callable[[Endpoint, int], None]
 
 
 class WireSocket:
-    """One socket: UDP on *port*, or for port 0 a raw one of *protocol*; 255 is for whole packets out."""
+    """One socket: UDP on *port*, or for port 0 a raw one of *protocol*; 255 is for whole packets out.
+
+    IKE on port 4500 has a socket, and so a queue, of its own (*protocol* 254), which joins the first of that port:
+    a flood of handshakes fills another queue than data does.
+    """
 
     def __init__(
         self, version: int, port: int, protocol: int = UDP, *, offload: bool, path_mtu: PathMtuReport
@@ -81,6 +93,11 @@ class WireSocket:
         self._waiting: deque[Transmit] = deque()
         self._gso = offload and port != RAW_PORT
         self._df: bool | None = None
+        #: SPIs of the inbound SAs, and how many packets of other SPIs were dropped because of them.
+        self.known: Container[int] | None = None
+        self.unseen = 0
+        #: The socket that IKE of this port comes to, if it has one of its own.
+        self._apart: WireSocket | None = None
         #: Datagrams that could not be sent, and received ones that were cut off or had no address.
         self.send_errors = 0
         self.receive_errors = 0
@@ -97,14 +114,34 @@ class WireSocket:
         """Whether transmits wait for the socket to become writable."""
         return bool(self._waiting)
 
+    @property
+    def kernel_drops(self) -> int:
+        """What the kernel dropped at this socket: impossible datagrams, and those that its full queue lost."""
+        return sockfilter.dropped(self._socket)
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
+    def part(self, apart: WireSocket) -> bool:
+        """Leave IKE to *apart*, which was bound to the same port after this one; False if the kernel cannot."""
+        try:
+            sockfilter.share(self._socket, sockfilter.WHICH)
+        except OSError:  # before 4.5
+            return False
+        self._apart = apart
+        return True
+
     def receive(self, limit: int) -> list[WireDatagrams]:
-        """Return what is ready, *limit* reads at the most."""
-        datagrams: list[WireDatagrams] = []
+        """Return what is ready, *limit* reads at the most, and a few of IKE's socket before.
+
+        Of several packets for SPIs that are not ``known`` the first is returned, for the core to wonder about. The
+        others are counted in ``unseen``, before anything is made of them.
+        """
+        datagrams = [] if self._apart is None else self._apart.receive(_APART_FIRST)
         receive, view, space = self._socket.recvmsg_into, self._view, self._control_space
+        # A message that was read just now may bring the SA of a packet behind it.
+        known, told = None if datagrams else self.known, False
         for _ in range(limit):
             try:
                 size, ancillary, flags, peer = receive([view], space)
@@ -116,6 +153,13 @@ class WireSocket:
             if flags & CUT_OFF:
                 self.receive_errors += 1
                 continue
+            if known is not None and size >= 8 and len(ancillary) < _MERGED:
+                spi = _SPI.unpack_from(view)[0]
+                if spi and spi not in known:
+                    if told:
+                        self.unseen += 1
+                        continue
+                    told = True
             said = cmsg.parse(ancillary)
             item = self._datagram(size, said, peer)
             if item is None:
@@ -203,7 +247,7 @@ class WireSocket:
         if way is None:
             if len(self._ways) >= MAX_PATHS:
                 self._ways.clear()
-            way = cmsg.source(path.local.address), (str(path.remote.address), path.remote.port)
+            way = cmsg.source(path.local.address), (_text(path.remote.address), path.remote.port)
             self._ways[path] = way
         return way
 
@@ -241,7 +285,7 @@ class WireSocket:
         if path is None:
             if not local or not isinstance(peer, tuple):
                 return None
-            remote = ip_address(peer[0].partition("%")[0])
+            remote = cmsg.address(socket.inet_pton(self._socket.family, peer[0].partition("%")[0]))
             port = RAW_PORT if self.port == RAW_PORT else peer[1]
             path = Path(Endpoint(cmsg.address(local), self.port), Endpoint(remote, port))
             if len(self._paths) >= MAX_PATHS:
@@ -271,11 +315,18 @@ class WireSocket:
                 flags += _EXTENSION_FLAGS
         for flag in flags:
             sock.setsockopt(level, flag, 1)
+        if self.port in sockfilter.PROGRAMS:
+            sockfilter.attach(sock, sockfilter.PROGRAMS[self.port])
         if offload and self.port == NATT_PORT:
             try:
                 sock.setsockopt(cmsg.SOL_UDP, cmsg.UDP_GRO, 1)
             except OSError:
                 self._gso = False  # a kernel before 5.0 has neither
+
+
+def _text(address: IpAddress) -> str:
+    """Return *address* as text, as ``str`` does at a fifth of its price: strangers have many addresses."""
+    return socket.inet_ntop(socket.AF_INET if address.version == 4 else socket.AF_INET6, address.packed)
 
 
 def _open(version: int, port: int, protocol: int) -> socket.socket:
@@ -290,6 +341,8 @@ def _open(version: int, port: int, protocol: int) -> socket.socket:
     try:
         if version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, cmsg.IPV6_V6ONLY, 1)
+        if port == NATT_PORT:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("", port))
     except OSError as error:
         sock.close()

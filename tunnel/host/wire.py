@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Container
 
 from policy.path import IKE_PORT, NATT_PORT, RAW_PORT
 from tunnel.dataplane.contract import Transmit
 from tunnel.host.rawsocket import RawSocket
-from tunnel.host.sockets import ESP, RAW, UDP, WHOLE, PathMtuReport, WireSocket
+from tunnel.host.sockets import APART, ESP, RAW, UDP, WHOLE, PathMtuReport, WireSocket
 from tunnel.host.toobig import TooBigSocket
 
 
@@ -28,11 +29,26 @@ class Wire:
                         if port == RAW_PORT
                         else WireSocket(version, port, protocol, offload=offload, path_mtu=path_mtu)
                     )
+                self._part(version, offload, path_mtu)
                 if version == 6:
                     self.too_big = TooBigSocket(path_mtu)
         except BaseException:
             self.close()
             raise
+
+    def _part(self, version: int, offload: bool, path_mtu: PathMtuReport) -> None:
+        """Give IKE on port 4500 a queue of its own."""
+        apart = WireSocket(version, NATT_PORT, APART, offload=offload, path_mtu=path_mtu)
+        if self.sockets[version, NATT_PORT, UDP].part(apart):
+            self.sockets[version, NATT_PORT, APART] = apart
+        else:
+            apart.close()
+
+    def screen(self, known: Container[int]) -> None:
+        """Drop ESP in UDP whose SPI is not in *known*, from now on."""
+        for (_, port, protocol), sock in self.sockets.items():
+            if port == NATT_PORT and protocol == UDP:
+                sock.known = known
 
     def send(self, transmit: Transmit) -> WireSocket | None:
         """Send on the socket of the path's family and local port; return it, or None if there is none."""
@@ -48,8 +64,9 @@ class Wire:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Return what the sockets could not send or receive."""
+        """Return what the sockets could not send or receive, and what the kernel dropped before that."""
         return {
+            "kernel": sum(sock.kernel_drops for sock in self.sockets.values()),
             "send": sum(sock.send_errors for sock in self.sockets.values()),
             "receive": sum(sock.receive_errors for sock in self.sockets.values()),
         }

@@ -226,8 +226,11 @@ def respond_init(core: Core, message: Message, path: Path, now: Nanos) -> IkeSa:
 def choose_suite(core: Core, request: SaPayload, group: int, path: Path) -> Choice | Mismatch:
     """Choose from what the peers that may be at this address may use (the identity comes with IKE_AUTH)."""
     acceptable: list[Proposal] = []
+    seen: set[int] = set()  # peers of one policy share their proposals, and there may be thousands
     for peer in core.snapshot.pad.candidates(path.remote.address):
-        acceptable += [proposal for proposal in peer.ike.proposals if proposal not in acceptable]
+        if id(peer.ike.proposals) not in seen:
+            seen.add(id(peer.ike.proposals))
+            acceptable += [proposal for proposal in peer.ike.proposals if proposal not in acceptable]
     return choose(request.proposals, acceptable, preferred_group=group)
 
 
@@ -238,8 +241,7 @@ def _answer(core: Core, sa: IkeSa, choice: Choice, kex: KeyExchange, path: Path)
         NoncePayload(sa.nonce_r),
     ]
     if sa.nat_traversal:
-        candidates = core.snapshot.pad.candidates(path.remote.address)
-        forced = any(_wants_udp(core, peer.name) for peer in candidates)
+        forced = Encapsulation.UDP in core.encapsulations_at(path.remote.address)
         force = core.entropy(20) if forced else b""
         parts += detection_notifies(sa.spi_i, sa.spi_r, path, force=force)
     if sa.fragmentation:

@@ -310,7 +310,7 @@ def test_thirty_percent_loss_still_makes_a_tunnel() -> None:
 
 
 def test_half_open_is_bounded_by_prefix_and_in_all() -> None:
-    settings = IkeSettings(cookie_threshold=10_000, half_open_limit=12, half_open_per_prefix=5)
+    settings = IkeSettings(cookie_threshold=10_000, cookie_rate=10_000, half_open_limit=12, half_open_per_prefix=5)
     anywhere = replace(site_b().pad.peers[0], address=None)
     snapshot = replace(site_b(), pad=replace(site_b().pad, peers=(anywhere,)))
     pair = Pair(b=snapshot, settings_b=settings)
