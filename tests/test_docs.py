@@ -92,6 +92,11 @@ def test_command_in_readme_exists(line: str) -> None:
     usage = " ".join(command_line(name, "--help").stdout.partition("\n\n")[0].split())
     options = r"\[-[^ \]]+(?: [A-Z]+)?\]"
     places = re.sub(options, "", usage).split()[3:]
+    for option in [word for word in arguments if word.startswith("--")]:
+        said = re.search(rf"\[{option}(?P<value> [A-Z]+)?\]", usage)
+        assert said, option
+        at = arguments.index(option)
+        del arguments[at : at + (2 if said["value"] else 1)]
     required = [place for place in places if not place.startswith("[") and not place.endswith("]")]
     assert len(required) <= len(arguments) <= len(places)
 
