@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from ike.events import AcquireFailed, ChildInstalled, ChildRemoved, Event, FailureKind
+from ike.status import IkeSaStatus
 from policy.clock import SECOND
 from policy.lifetimes import Lifetime
 from policy.model import KeyExchange
 from policy.pad import Pad, PeerEntry
+from policy.path import Endpoint, Path
 from policy.selectors import AddressRange, Flow, SelectorPair, TrafficSelector
 from policy.spd import Disposition, Mode, Protection, Snapshot, Spd, SpdEntry
 from policy.suites import parse_method
@@ -113,7 +115,23 @@ def test_the_host_of_a_template_is_negotiated_with_and_shown() -> None:
     assert (entry["id"], entry["state"], entry["per_host"]) == (RULE, "negotiating", True)
     (host,) = entry["hosts"]
     assert (host["host"], host["state"]) == (str(PEER), "negotiating")
-    assert _explain(bench)["state"] == "negotiating: packets wait for the SA"
+    assert _explain(bench)["state"] == "negotiating, and packets wait for the SA"
+    bench.ike.sas = [_silent(unanswered=2)]
+    assert _status(bench)["rules"][0]["entries"][0]["hosts"][0]["reason"] is None, (
+        "one or two are lost now and then"
+    )
+    bench.ike.sas = [_silent(unanswered=5)]
+    (host,) = _status(bench)["rules"][0]["entries"][0]["hosts"]
+    for said in (host["reason"], _explain(bench)["state"], _status(bench)["peers"][-1]["reason"]):
+        assert f"no answer from {PEER}:500 to 5 messages in 9 s" in said
+
+
+def _silent(*, unanswered: int) -> IkeSaStatus:
+    return IkeSaStatus(
+        peer=f"{PEER}=any", spi_i=b"i" * 8, spi_r=bytes(8), state="initiating", role="initiator",
+        path=Path(Endpoint(ME, 500), Endpoint(PEER, 500)), suite="", nat_local=False, nat_remote=False,
+        remote_id="", established=None, rekey_at=None, children=(), unanswered=unanswered, silent_for=9 * SECOND,
+    )  # fmt: skip
 
 
 def test_nobody_answered_and_policy_allows_clear() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -165,7 +165,7 @@ def _rules(gateway: Gateway, ike: Sequence[IkeSaStatus], now: Nanos) -> list[dic
                 "path": _path(installed[-1].sa.child in natted) if installed else None,
                 "clear_for_s": _clear_for(gateway, entry.id, now),
                 "per_host": entry.per_host,
-                "hosts": _hosts(gateway, entry, now) if entry.per_host else [],
+                "hosts": _hosts(gateway, entry, silences, now) if entry.per_host else [],
             }
         )
     return list(rules.values())
@@ -185,11 +185,14 @@ def _silences(ike: Sequence[IkeSaStatus]) -> dict[str, str]:
     }
 
 
-def _hosts(gateway: Gateway, entry: SpdEntry, now: Nanos) -> list[dict[str, object]]:
+def _hosts(gateway: Gateway, entry: SpdEntry, silences: Mapping[str, str], now: Nanos) -> list[dict[str, object]]:
     """Return the hosts of a template that anything is known of, the latest first."""
     found: list[dict[str, object]] = []
     for host in reversed(gateway.children.hosts(entry.id)[-_SHOWN_HOSTS:]):
         state, reason = gateway.children.state(host)
+        one = gateway.snapshot.spd.entry(host)
+        if state is EntryState.NEGOTIATING and one is not None and one.protection is not None:
+            reason = silences.get(one.protection.peer, reason)
         found.append(
             {
                 "host": host.rpartition("@")[2],

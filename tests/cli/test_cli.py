@@ -174,6 +174,19 @@ def test_status_of_a_thousand_tunnels_is_one_screen_with_the_troubles() -> None:
     assert render.status(STATUS, lines=40) == render.status(STATUS), "what fits is shown whole"
 
 
+def test_status_of_a_rule_that_secures_each_host_by_itself() -> None:
+    host = {"host": "192.0.2.7", "state": "soft", "reason": "no answer from 192.0.2.7", "clear_for_s": 280}
+    entry = {
+        "local": "me", "remote": "any", "disposition": "protect", "state": "soft", "reason": None,
+        "per_host": True,
+        "hosts": [host], "clear_for_s": None,
+    }  # fmt: skip
+    said = render.status({**STATUS, "rules": [{"rule": "All", "entries": [entry]}]}).splitlines()
+    assert said[3].endswith("each host by itself (1 known)")
+    assert said[4].endswith("in clear for 4m 40s")
+    assert said[5] == "  -> no answer from 192.0.2.7"
+
+
 def test_status_counts_strangers_and_does_not_list_them() -> None:
     strangers: dict[str, Any] = {
         "peer": "",

@@ -138,7 +138,9 @@ def render(status: Mapping[str, Any]) -> str:
 
 def _rule(page: _Page, rule: Mapping[str, Any]) -> None:
     name, entries = rule["rule"], _protected(rule)
-    page.add("mirrorgate_tunnel_up", int(all(entry["state"] == "up" for entry in entries)), rule=name)
+    fixed = [entry for entry in entries if not entry["per_host"]]  # the others have SAs when hosts come
+    if fixed:
+        page.add("mirrorgate_tunnel_up", int(all(entry["state"] == "up" for entry in fixed)), rule=name)
     hosts = [host for entry in entries for host in entry["hosts"]]
     for state in _NEGOTIATED:
         page.add("mirrorgate_rule_entries", _count(entries, state), rule=name, state=state)

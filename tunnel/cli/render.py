@@ -185,10 +185,10 @@ def _action(entry: Table) -> str:
 def _state(entry: Table) -> str:
     if entry["state"] == "n/a":
         return "-"
-    if entry["state"] == "soft":
-        return f"in clear for {duration(entry.get('clear_for_s'))}"
     if entry.get("per_host"):
         return f"each host by itself ({len(entry['hosts'])} known)"
+    if entry["state"] == "soft":
+        return f"in clear for {duration(entry.get('clear_for_s'))}"
     return str(entry["state"])
 
 
