@@ -253,6 +253,7 @@ class Agent:
         self._spawn(self._follow_names())
         self._spawn(self._watchdog())
         self._spawn(self._lag.follow())
+        process.calm_collector()
         self._log.say(Level.INFO, "ready", f"the agent is up; TUN {self._runtime.tun.name}")
         process.notify(f"READY=1\nSTATUS=policy {self._snapshot.policy or 'none'}")
         try:

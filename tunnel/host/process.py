@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import socket
@@ -30,6 +31,17 @@ def harden() -> None:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def calm_collector() -> None:
+    """Let Python's collector of cycles look at what is new more seldom, and never again at what is there now.
+
+    It took a twentieth of the packet path's time. What it is needed for, SAs that ended, waits until a few hundred
+    of them are together.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 def notify(state: str) -> None:
