@@ -99,6 +99,7 @@ class FakeSocket:
         self.blocked = False
         self.writable, self.flushed = True, 0
         self.unseen = 0
+        self.reads = 16
 
     def receive(self, limit: int) -> list[bytes]:
         return [b"" for _ in os.read(self.fd, limit)]

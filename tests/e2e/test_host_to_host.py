@@ -80,6 +80,10 @@ def test_one_port_between_two_hosts(trio: Hosts, directory: Directory, encapsula
 
 
 def test_ipv6_between_two_hosts(trio: Hosts, directory: Directory) -> None:
+    """ServerIP of TunnelCrack, CVE-2023-36673 and CVE-2023-36671: the peer's own address is protected like any.
+
+    What IKE and ESP themselves send is told by its mark, and not by where it goes.
+    """
     one, other = (directory.config(f"ipv6-transport-{end}.toml") for end in ("a", "b"))
     with Agent(trio["client"], one), Agent(trio["server"], other):
         with Capture(trio.link, "to-client", "ip6 and not icmp6") as capture:

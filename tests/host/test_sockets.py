@@ -481,3 +481,22 @@ def test_a_run_that_begins_with_an_unknown_spi_is_not_dropped_whole() -> None:
     assert [bytes(item.data) for item in sock.receive(16)] == [b"".join(run)] * 2
     assert sock.unseen == 0
     wire.close()
+
+
+@in_a_namespace
+def test_a_turn_is_bounded_by_octets_too() -> None:
+    sock = opened(offload=False)
+    for _ in range(40):
+        sock.send(Transmit(HOME[4], (bytes([1]) * 60_000,)))
+    first = sock.receive(64)
+    assert len(first) == 18, "a megabyte"
+    assert 0 < len(sock.receive(64)) <= 18
+    sock.close()
+
+
+@in_a_namespace
+def test_a_turn_has_few_handshakes_and_much_data() -> None:
+    wire = Wire(offload=True, path_mtu=_no_mtu)
+    reads = {key: sock.reads for key, sock in wire.sockets.items() if key[0] == 4}
+    assert reads[4, 500, 17] == reads[4, 4500, 254] < reads[4, 4500, 17] == reads[4, 0, 50]
+    wire.close()

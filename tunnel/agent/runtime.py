@@ -27,9 +27,8 @@ from tunnel.host.tun import Tun, TunGone
 from tunnel.host.wire import Wire
 from tunnel.outputs import Output, SoftSa, Steer, TunMtu
 
-#: Reads a wake-up: sixteen superpackets are about a megabyte, a few milliseconds of work. Of the TUN's frames,
-#: which may be single packets, as many as one send takes.
-_BURST = 16
+#: Of the TUN's frames, which may be single packets, as many a wake-up as one send takes; a socket says how many
+#: reads it wants (``reads``).
 _FRAMES = 64
 #: The longest sleep of the timer.
 _LOOK_S = 20.0
@@ -132,7 +131,7 @@ class Runtime:
             self.drain()
 
     def _wire_ready(self, sock: WireSocket | TooBigSocket) -> None:
-        datagrams = sock.receive(_BURST)
+        datagrams = sock.receive(sock.reads)
         if sock.unseen:
             self.gateway.dataplane.drop_unknown(sock.unseen)
             sock.unseen = 0

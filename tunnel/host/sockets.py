@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
-from policy.path import NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
+from policy.path import IKE_PORT, NATT_PORT, RAW_PORT, Endpoint, IpAddress, Path
 from tunnel.dataplane.contract import Buffer, Transmit, WireDatagrams
 from tunnel.host import cmsg, sockfilter
 from tunnel.host.addresses import route_to
@@ -44,6 +44,9 @@ APART = 254
 #: Messages that are read from it before each burst of the first: an IKE message may bring the SA of the next
 #: packet.
 _APART_FIRST = 4
+#: Reads a turn of the loop: what may be handshakes gets half a millisecond of it, what may be data a few
+#: milliseconds, which is sixteen superpackets.
+_HANDSHAKE_READS, _DATA_READS, _DATA_OCTETS = 8, 64, 16 << 16
 RAW = {
     ESP: "raw ESP (IP protocol 50)",
     AH: "raw AH (IP protocol 51)",
@@ -82,6 +85,8 @@ class WireSocket:
     ) -> None:
         self.version, self.port, self.protocol = version, port, protocol
         self._path_mtu = path_mtu
+        #: How many reads ``receive`` should be asked for in one turn of the loop.
+        self.reads = _HANDSHAKE_READS if port == IKE_PORT or protocol == APART else _DATA_READS
         #: When the path MTU toward an address was told last.
         self._told: dict[IpAddress, float] = {}
         self._control_space = _CONTROL_SPACE_RAW6 if version == 6 and port == RAW_PORT else _CONTROL_SPACE
@@ -133,7 +138,7 @@ class WireSocket:
         return True
 
     def receive(self, limit: int) -> list[WireDatagrams]:
-        """Return what is ready, *limit* reads at the most, and a few of IKE's socket before.
+        """Return what is ready, *limit* reads or a megabyte at the most, and a few of IKE's socket before.
 
         Of several packets for SPIs that are not ``known`` the first is returned, for the core to wonder about. The
         others are counted in ``unseen``, before anything is made of them.
@@ -142,6 +147,7 @@ class WireSocket:
         receive, view, space = self._socket.recvmsg_into, self._view, self._control_space
         # A message that was read just now may bring the SA of a packet behind it.
         known, told = None if datagrams else self.known, False
+        left = _DATA_OCTETS
         for _ in range(limit):
             try:
                 size, ancillary, flags, peer = receive([view], space)
@@ -166,6 +172,9 @@ class WireSocket:
                 self.receive_errors += 1
             else:
                 datagrams.append(item)
+            left -= size
+            if left <= 0:
+                break
         return datagrams
 
     def send(self, transmit: Transmit) -> None:

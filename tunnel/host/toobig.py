@@ -31,6 +31,7 @@ class TooBigSocket:
     blocked = False
     send_errors = 0
     unseen = 0
+    reads = 16
 
     def __init__(self, path_mtu: Callable[[Endpoint, int], None]) -> None:
         self._path_mtu = path_mtu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import pytest
 
@@ -119,7 +120,10 @@ def forged_payloads() -> Iterator[tuple[str, list[Payload]]]:
 def test_every_exchange_in_every_unestablished_state(
     make: Callable[[], tuple[Pair, Node]], exchange: int, response: bool, protected: bool
 ) -> None:
-    """No Child SA comes of anything but AUTH verified both ways; CVE-2014-2338, CVE-2019-12312."""
+    """No Child SA comes of anything but AUTH verified both ways.
+
+    CVE-2014-2338, CVE-2019-12312, CVE-2020-1763, CVE-2009-0790.
+    """
     pair, node = make()
     [sa] = list(node.endpoint._core.sas.values())[:1]
     states = node.states()
@@ -136,6 +140,49 @@ def test_every_exchange_in_every_unestablished_state(
         assert node.states() == states
     # An INFORMATIONAL of a half-open peer with the right keys, but no AUTH, may at most end the attempt.
     assert "established" not in node.states()
+
+
+def established() -> tuple[Pair, Node]:
+    pair = Pair()
+    pair.connect()
+    return pair, pair.b
+
+
+@pytest.mark.parametrize("make", [*MAKERS, established])
+@pytest.mark.parametrize("protected", [False, True])
+def test_all_256_exchanges_in_every_state(make: Callable[[], tuple[Pair, Node]], protected: bool) -> None:
+    """CVE-2022-23094, CVE-2019-12312: what the table does not allow is not even looked at, and told safely."""
+    pair, node = make()
+    [sa] = list(node.endpoint._core.sas.values())[:1]
+    state, live, here = sa.state, list(node.live), B if node is pair.b else A
+    path = Path(Endpoint(here, 500), Endpoint(A if here == B else B, 500))
+    for exchange, response in product(range(256), (False, True)):
+        direction = Direction.RESPONSE if response else Direction.REQUEST
+        if legal(state, exchange, direction):
+            continue
+        for message_id in (sa.window.expected, 0):
+            octets = message(sa, exchange, response, message_id, [], protected=protected)
+            if octets is not None:
+                node.endpoint.receive(path, octets, pair.now)
+                pair.drain(node)
+        assert sa.state is state, (exchange, response)
+    assert node.live == live
+    assert node.named("internal_error") == []
+
+
+def test_the_table_of_states_is_the_rfcs() -> None:
+    """Every exchange type in every state, either way: nothing is legal that is not written down here."""
+    late = (State.REKEYED, State.DELETING)
+    allowed = {
+        *(
+            (State.INITIATING, X.IKE_SA_INIT, Direction.RESPONSE),
+            (State.AUTHENTICATING, X.IKE_AUTH, Direction.RESPONSE),
+        ),
+        (State.HALF_OPEN, X.IKE_AUTH, Direction.REQUEST),
+        *product((State.ESTABLISHED, *late), (X.CREATE_CHILD_SA, X.INFORMATIONAL), Direction),
+    } - {(State.DELETING, X.CREATE_CHILD_SA, Direction.RESPONSE)}
+    for state, exchange, direction in product(State, range(256), Direction):
+        assert legal(state, exchange, direction) == ((state, exchange, direction) in allowed)
 
 
 def message(
@@ -191,7 +238,7 @@ def _agreed(pair: Pair):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("who", ["A", "B"])
 def test_acts_after_delete_change_nothing(who: str) -> None:
-    """Whatever is asked of SAs that are gone, nothing happens (CVE class 9)."""
+    """Whatever is asked of SAs that are gone, nothing happens: CVE-2023-38712."""
     pair = Pair()
     pair.connect()
     node = pair.a if who == "A" else pair.b

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +83,26 @@ def test_generic_lengths_are_checked(length: int) -> None:
     data[30:32] = length.to_bytes(2, "big")
     with pytest.raises(WireError):
         parse_message(bytes(data))
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_each_length_field_at_each_edge(exchange: tuple[ExchangeType, bool]) -> None:
+    """CVE-2021-41990, CVE-2021-41991: two octets anywhere are 0, 1, 2^15, 2^16 - 1; four are 2^31, 2^32 - 1.
+
+    Whatever they mean there, the message is refused, or it is one that says the same when it is built again.
+    """
+    data = encode_message(header(exchange[0], response=exchange[1]), EXCHANGES[exchange])
+    edges = [n.to_bytes(2, "big") for n in (0, 1, 3, 4, 5, 2**15 - 1, 2**15, 2**16 - 4, 2**16 - 1)]
+    edges += [n.to_bytes(4, "big") for n in (0, 2**16, 2**31 - 1, 2**31, 2**32 - 28, 2**32 - 1)]
+    for offset, edge in product(range(HEADER_LENGTH, len(data) - 1), edges):
+        changed = (data[:offset] + edge + data[offset + len(edge) :])[: len(data)]
+        try:
+            message = parse_message(changed)
+        except WireError:
+            continue
+        if not any(isinstance(payload, TsPayload) and payload.skipped for payload in message.payloads):
+            again = parse_message(encode_message(message.header, message.payloads))
+            assert again.payloads == message.payloads
 
 
 @pytest.mark.parametrize("count", [MAX_PAYLOADS - 1, MAX_PAYLOADS, MAX_PAYLOADS + 1])

@@ -101,7 +101,7 @@ def test_auth_covers_the_id_as_it_came() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 65000])
 def test_identities_have_any_length(length: int) -> None:
-    """Class of CVE-2025-9242 and CVE-2013-6075: shape and type of an ID are not the codec's business."""
+    """Class of CVE-2025-9242, CVE-2013-6075, CVE-2013-5018, CVE-2023-38711: any type, any shape, any length."""
     for kind in range(256):
         received = parse(PayloadType.IDr, bytes([kind, 0, 0, 0]) + b"\xfe" * length)
         assert received == IdPayload(False, Identity(kind, b"\xfe" * length))

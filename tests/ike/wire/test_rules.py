@@ -9,9 +9,9 @@ import pytest
 from ike.constants import ExchangeType, NotifyType, PayloadType
 from ike.errors import InvalidSyntax, WireError
 from ike.wire.message import MAX_PAYLOADS, Message, encode_message, parse_message
-from ike.wire.payloads import IdPayload, NotifyPayload, Payload, TsPayload, UnknownPayload
+from ike.wire.payloads import CertPayload, IdPayload, NotifyPayload, Payload, TsPayload, UnknownPayload
 from ike.wire.protected import Reassembler, open_message, seal
-from ike.wire.rules import SHAPES, check
+from ike.wire.rules import MAX_CERTIFICATES, SHAPES, check
 from tests.support.ike_messages import (
     AUTH,
     DELETE,
@@ -143,6 +143,15 @@ def test_only_notifies_come_in_the_clear(exchange: tuple[ExchangeType, bool]) ->
         else:
             with pytest.raises(WireError):
                 check(received)
+
+
+@pytest.mark.parametrize("count", [MAX_CERTIFICATES - 1, MAX_CERTIFICATES, MAX_CERTIFICATES + 1])
+@pytest.mark.parametrize("response", [False, True])
+def test_number_of_certificates(count: int, response: bool) -> None:
+    """Class of CVE-2026-12413: N-1, N, N+1."""
+    others = tuple(p for p in EXCHANGES[ExchangeType.IKE_AUTH, response] if p.payload_type != PayloadType.CERT)
+    received = (*others, *(CertPayload(4, b"c"),) * count)
+    assert legal(ExchangeType.IKE_AUTH, response, received) is (count <= MAX_CERTIFICATES)
 
 
 def test_ike_sa_init_is_not_protected() -> None:
