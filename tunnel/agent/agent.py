@@ -7,6 +7,7 @@ leave in clear, whatever fails afterwards.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
@@ -214,6 +215,9 @@ class Agent:
             await self._control.start()
             undo.pop_all()
         self._runtime.start()
+        # What is there now stays: the collector need not look through it again while packets wait.
+        gc.collect()
+        gc.freeze()
 
     async def _open_tun(self) -> Tun:
         """Return the TUN, up and with the routes to it."""

@@ -193,10 +193,7 @@ def start_timers(sa: IkeSa, now: Nanos) -> None:
 
 def _has_other(sa: IkeSa) -> bool:
     """Whether another IKE SA with the same host is up: several rules may know it under several names."""
-    there = sa.path.remote.address
-    return any(
-        other.state in AUTHENTICATED and other.path.remote.address == there for other in sa.core.sas.values()
-    )
+    return any(other.state in AUTHENTICATED for other in sa.core.at_host(sa.path.remote.address))
 
 
 def preshared_keys(peer: PeerEntry) -> list[Secret]:

@@ -123,7 +123,8 @@ def test_no_common_esp_proposal_leaves_the_ike_sa_up() -> None:
     pair.acquire(pair.a)
     assert [d.exchange for d in pair.wire] == [ExchangeType.CREATE_CHILD_SA]
     pair.run()
-    assert [failure.retry_after for failure in pair.a.failures] == [SECOND, 2 * SECOND]
+    waits = [failure.retry_after for failure in pair.a.failures]
+    assert all(plain <= wait < plain * 5 // 4 for wait, plain in zip(waits, (SECOND, 2 * SECOND), strict=True))
 
 
 def test_selectors_that_do_not_meet_name_both() -> None:
