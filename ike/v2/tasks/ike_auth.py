@@ -268,5 +268,6 @@ def _initial_contact(sa: IkeSa, now: Nanos) -> None:
     for other in sa.core.of_peer(sa.peer_name):
         if other is sa or other.seniority is None or other.remote_id != sa.remote_id:
             continue
-        if other.seniority < sa.number:
+        elsewhere = other.path.local.address != sa.path.local.address
+        if other.seniority < sa.number and not (elsewhere and other.local_id != sa.local_id):
             other.close(Failure(FailureKind.LOCAL, "the peer restarted (INITIAL_CONTACT)"), now)

@@ -217,6 +217,27 @@ def test_initial_contact_of_another_identity_does_nothing() -> None:
     assert child in pair.b.live
 
 
+def test_initial_contact_to_another_of_our_addresses_and_names_does_nothing() -> None:
+    # Between two identities, says section 2.4: we are another one at another address, as on a host with many.
+    entries = [("e1", "10.2.0.0/24"), ("e2", "10.3.0.0/24")]
+    hub = snapshot_of(
+        (peer_entry("one", "10.9.0.2", ("e1",)), peer_entry("two", "10.9.0.3", ("e2",))),
+        tuple(entry(n, "10.1.0.0/24", net, peer=p) for (n, net), p in zip(entries, ("one", "two"), strict=True)),
+        "10.9.0.1",
+    )
+    spokes = snapshot_of(
+        (peer_entry("hub", "10.9.0.1", ("e1", "e2")),),
+        tuple(entry(n, net, "10.1.0.0/24", peer="hub") for n, net in entries),
+        "10.9.0.2",
+    )
+    pair = Pair(hub, spokes)
+    for name, _ in entries:
+        pair.acquire(pair.a, name)
+        pair.run()
+    assert len(pair.a.live) == len(pair.b.live) == 2
+    assert pair.b.removed == []
+
+
 def test_initial_contact_is_not_sent_beside_another_ike_sa() -> None:
     pair = Pair()
     pair.connect()
