@@ -470,6 +470,7 @@ class IkeSa:
         core.timers.forget(self.number)
         if self.channel is not None:
             self.channel.wipe()
+            self.channel = None  # the ciphers have keys of their own, which cannot be overwritten
         if was in AUTHENTICATED:
             self.tell(
                 now,
