@@ -19,6 +19,7 @@ from ike.v2 import reload as policy_reload
 from ike.v2.child import ChildState, of_number
 from ike.v2.core import Core
 from ike.v2.demands import Demands
+from ike.v2.dialler import NOBODY, Dialler
 from ike.v2.requests import respond
 from ike.v2.sa import IkeSa
 from ike.v2.settings import IkeSettings
@@ -32,7 +33,7 @@ from ike.v2.tasks.liveness import check_liveness
 from ike.v2.tasks.task import Failure
 from ike.wire.glance import glance
 from ike.wire.message import parse_message
-from policy.clock import Entropy, Nanos
+from policy.clock import SECOND, Entropy, Nanos
 from policy.path import IpAddress, Path
 from policy.selectors import Flow
 from policy.spd import Snapshot
@@ -54,8 +55,11 @@ class IkeEndpoint:
         """*last_heard* tells when a Child SA last received an authenticated packet, 0 for never."""
         self._core = Core(entropy, last_heard, IkeSettings() if settings is None else settings)
         self._core.demands = Demands(self._core)
+        self._core.dialler = Dialler(self._core)
         self._core.respond = respond
         self._strangers = Strangers(self._core)
+        #: How many rekeys an operator asked for, at one instant.
+        self._asked: tuple[Nanos, int] = (0, 0)
 
     # Inputs.
 
@@ -105,13 +109,19 @@ class IkeEndpoint:
         self._core.sources[remote] = local
 
     def rekey_child(self, child: int, now: Nanos) -> None:
-        """Rekey a Child SA now."""
-        self._expire(child, False, "", now)
+        """Rekey a Child SA now, or of many some in the next turns."""
+        sa = self._core.children.get(child)
+        if self._has_time(now):
+            self._expire(child, False, "", now)
+        elif sa is not None:
+            self._core.timers.set(sa.number, Timer.REKEY_CHILD, now, child)
 
     def rekey_ike(self, peer: str, now: Nanos) -> None:
-        """Rekey the IKE SAs with *peer* now."""
+        """Rekey the IKE SAs with *peer* now, or of many some in the next turns."""
         for sa in self._core.of_peer(peer):
-            if sa.usable and not any(isinstance(task, IkeRekey) for task in sa.tasks()):
+            if not self._has_time(now):
+                self._core.timers.set(sa.number, Timer.REKEY_IKE, now)
+            elif sa.usable and not any(isinstance(task, IkeRekey) for task in sa.tasks()):
                 sa.start(IkeRekey(), now)
 
     def terminate_child(self, child: int, now: Nanos, reason: str = "terminated by the operator") -> None:
@@ -131,8 +141,14 @@ class IkeEndpoint:
                 delete_ike(sa, "shutting down", now)
 
     def handle_timeout(self, now: Nanos) -> None:
-        """Do what is due. Spurious calls are harmless."""
-        while (due := self._core.timers.next_due(now)) is not None:
+        """Do what is due, or a part of it: ``deadline`` says when to come again. Spurious calls are harmless."""
+        for _ in range(self._core.settings.work_a_turn):
+            due = self._core.timers.next_due(now)
+            if due is None:
+                return
+            if due.owner == NOBODY:
+                self._dial(now)
+                continue
             sa = self._core.sas.get(due.owner)
             if sa is None:
                 continue
@@ -195,6 +211,12 @@ class IkeEndpoint:
         except Exception as error:
             self._quarantine(sa, error, now)
 
+    def _has_time(self, now: Nanos) -> bool:
+        """Whether what an operator asks for fits into this turn: of a thousand rekeys most do not."""
+        at, count = self._asked
+        self._asked = (now, count + 1 if at == now else 1)
+        return self._asked[1] <= self._core.settings.work_a_turn
+
     def _expire(self, child: int, hard: bool, reason: str, now: Nanos) -> None:
         sa = self._core.children.get(child)
         record = None if sa is None else of_number(sa, child)
@@ -207,13 +229,24 @@ class IkeEndpoint:
         ):
             sa.start(ChildRekey(record), now)
 
+    def _dial(self, now: Nanos) -> None:
+        try:
+            self._core.dialler.turn(now)
+        except Exception as error:
+            self._quarantine(None, error, now)
+
     def _fire(self, sa: IkeSa, due: Due, now: Nanos) -> None:
         match due.timer:
             case Timer.RETRANSMIT:
-                sa.retransmit(now)
+                if isinstance(sa.current, IkeInit):
+                    self._core.dialler.repeat(sa, now)
+                else:
+                    sa.retransmit(now)
                 self._say_silence(sa, now)
             case Timer.FALLBACK:
-                if isinstance(sa.current, IkeInit) and not sa.answered:
+                if isinstance(sa.current, IkeInit) and self._core.dialler.waits(sa):
+                    self._core.timers.set(sa.number, Timer.FALLBACK, now + SECOND)  # it was hardly asked yet
+                elif isinstance(sa.current, IkeInit) and not sa.answered:
                     sa.close(Failure(FailureKind.NO_ANSWER, "nobody answered"), now)
             case Timer.SETTLE:
                 if isinstance(sa.current, IkeInit):

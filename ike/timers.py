@@ -17,6 +17,7 @@ class Timer(Enum):
     """What an IKE SA waits for."""
 
     RETRANSMIT = "retransmit"  # the outstanding request (RFC 7296 section 2.1)
+    DIAL = "dial"  # whose turn it is to send IKE_SA_INIT; the endpoint's own
     FALLBACK = "fallback"  # nobody answered at all, and policy then allows clear
     SETTLE = "settle"  # an unauthenticated refusal of IKE_SA_INIT stands if nothing better comes
     HALF_OPEN = "half open"  # the initiator never came back with IKE_AUTH

@@ -12,7 +12,7 @@ from policy.spd import Spd
 from tests.support.agent_process import Agent, Directory
 from tests.support.host_net import hosts
 from tests.support.ike_pair import Node, Pair, pair_of
-from tests.support.netns import sites, wait_for
+from tests.support.netns import Namespace, sites, wait_for
 from tests.support.packets import Pair as Planes
 from tests.support.packets import drain, snapshot, tun, udp4
 from tunnel.dataplane.contract import TunFrame
@@ -139,6 +139,102 @@ encapsulation = "none"
 """
 
 
+def hub(tell: Tell) -> dict[str, float]:
+    """Return what a thousand rules cost one hub, each a tunnel to a peer of its own, all wanted at one moment.
+
+    The peers are the addresses of another agent. A liveness interval is in the idle time.
+    """
+    tell(f"a hub with {_TUNNELS} rules")
+    with hosts("hub", "spokes") as built, Directory() as directory:
+        built["spokes"].batch([f"addr add {_spoke(n)}/16 dev eth0" for n in range(_TUNNELS)])
+        built["spokes"].batch(["addr del 10.9.0.2/24 dev eth0"])
+        built["hub"].batch(
+            ["route add 10.9.0.0/16 dev eth0", "route add 10.96.0.0/11 dev eth0", "addr add 192.168.0.1/16 dev lo"]
+        )
+        configs = (
+            directory.config("hub.toml", text=_hub_text()),
+            directory.config("spokes.toml", text=_spokes_text()),
+        )
+        with Agent(built["spokes"], configs[1]) as spokes:
+            begun = time.monotonic()
+            with Agent(built["hub"], configs[0]) as agent:
+                started = time.monotonic() - begun
+                return {"start_s": started, **_of_hub(tell, built["hub"], agent, spokes)}
+
+
+def _of_hub(tell: Tell, namespace: Namespace, agent: Agent, spokes: Agent) -> dict[str, float]:
+    before, cpu, begun = _resident(agent), _ticks(agent), time.monotonic()
+    namespace.run("python3", "-c", _TO_ALL.format(count=_TUNNELS))
+    wait_for(lambda: len(agent.children()) >= _TUNNELS, "all tunnels are up", 60, every=0.3)
+    found = {"up_s": time.monotonic() - begun, "up_cpu_s": _cpu_since(agent, cpu)}
+    wait_for(lambda: len(spokes.children()) >= _TUNNELS, "all tunnels are up at the other end", 20)
+    found["kib_per_tunnel"] = (_resident(agent) - before) / _TUNNELS
+    old, cpu, begun = _spis(agent), _ticks(agent), time.monotonic()
+    agent.run("rekey")
+    wait_for(lambda: len(_spis(agent)) == _TUNNELS and not old & _spis(agent), "all are rekeyed", 60, every=0.3)
+    found |= {"rekey_s": time.monotonic() - begun, "rekey_cpu_s": _cpu_since(agent, cpu)}
+    old = _spis(agent)
+    agent.config.write_text(agent.config.read_text().replace('name = "R7"', 'name = "Seven"'))
+    begun = time.monotonic()
+    agent.run("reload")
+    found |= {"reload_s": time.monotonic() - begun, "kept_by_reload": float(len(old & _spis(agent)))}
+    tell("idle")
+    return found | {"idle_cpu_percent": _cpu_percent(agent, 40)}
+
+
+_TO_ALL = """
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("192.168.0.1", 0))
+for n in range({count}):
+    sock.sendto(b"x", (f"10.{{100 + n // 250}}.{{n % 250}}.5", 9))
+"""
+
+
+def _spoke(number: int) -> str:
+    return f"10.9.{1 + number // 250}.{1 + number % 250}"
+
+
+def _spis(agent: Agent) -> set[int]:
+    return {child["spi_in"] for child in agent.children()}
+
+
+def _hub_text() -> str:
+    rules = "".join(
+        f'[[policy.rule]]\nname = "R{n}"\nfilter_list = "L{n}"\nfilter_action = "A"\n'
+        f'tunnel_endpoint = "{_spoke(n)}"\nauthentication = [{{ method = "psk", secret_file = "bench.psk" }}]\n'
+        for n in range(_TUNNELS)
+    )
+    lists = "".join(
+        f'[[filter_list]]\nname = "L{n}"\n'
+        f'filter = [{{ source = "192.168.0.0/16", destination = "10.{100 + n // 250}.{n % 250}.0/24" }}]\n'
+        for n in range(_TUNNELS)
+    )
+    return f'[agent]\nassigned = "P"\n[[policy]]\nname = "P"\n{rules}{lists}{_ACTION}'
+
+
+def _spokes_text() -> str:
+    filters = "".join(
+        f'[[filter_list.filter]]\nsource = "10.{100 + n // 250}.{n % 250}.0/24"\ndestination = "192.168.0.0/16"\n'
+        for n in range(_TUNNELS)
+    )
+    return (
+        '[agent]\nassigned = "P"\n[[policy]]\nname = "P"\n[[policy.rule]]\nname = "R"\nfilter_list = "L"\n'
+        'filter_action = "A"\ntunnel_endpoint = "10.9.0.1"\n'
+        'authentication = [{ method = "psk", secret_file = "bench.psk" }]\n'
+        f'[[filter_list]]\nname = "L"\n{filters}{_ACTION}'
+    )
+
+
+_ACTION = """
+[[filter_action]]
+name = "A"
+action = "negotiate"
+methods = ["esp:aes256gcm16"]
+encapsulation = "none"
+"""
+
+
 def idle(tell: Tell) -> dict[str, float]:
     """Return the CPU time that an agent with an idle tunnel takes, in per cent of a core."""
     tell("an idle tunnel")
@@ -154,6 +250,7 @@ PARTS: dict[str, Callable[[Tell], dict[str, float]]] = {
     "lookups": look_ups,
     "handshakes": handshakes,
     "many": many_tunnels,
+    "hub": hub,
     "idle": idle,
 }
 
@@ -171,6 +268,10 @@ def _resident(agent: Agent) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise AssertionError("the agent is gone")
+
+
+def _cpu_since(agent: Agent, ticks: int) -> float:
+    return (_ticks(agent) - ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_percent(agent: Agent, seconds: float) -> float:

@@ -181,7 +181,12 @@ class Children:
 
     def idle(self, now: Nanos) -> list[int]:
         """Return the pairs whose use is to be looked at; each is looked at again when ``used`` says so."""
-        return [child for child, at in self._idle.items() if at <= now]
+        found: list[int] = []
+        while self._looks and self._looks[0][0] <= now:
+            at, child = heapq.heappop(self._looks)
+            if self._idle.get(child) == at:
+                found.append(child)
+        return found
 
     def used(self, child: int, look_again: Nanos | None) -> None:
         """Look at the use of *child* again at *look_again*, or never."""

@@ -19,6 +19,7 @@ from policy.spd import Disposition, Snapshot, SpdEntry
 
 if TYPE_CHECKING:
     from ike.v2.demands import Demands
+    from ike.v2.dialler import Dialler
     from ike.v2.sa import IkeSa
 
 #: SPIs 0 to 255 are reserved (RFC 4303 section 2.1).
@@ -35,6 +36,7 @@ class Core:
     """Shared state. IKE SAs act on it; it never acts by itself."""
 
     demands: Demands
+    dialler: Dialler
     #: Answers a request: set by the endpoint, for requests know every task and tasks know IKE SAs.
     respond: Callable[[IkeSa, Message, Path, Nanos], list[Payload]]
 
@@ -49,6 +51,8 @@ class Core:
         #: IKE SAs by our number for them, by our SPI, and those of each PAD entry by name.
         self.sas: dict[int, IkeSa] = {}
         self.by_spi: dict[bytes, IkeSa] = {}
+        #: Those with each remote address.
+        self._at_host: dict[IpAddress, dict[int, IkeSa]] = {}
         self._of_peer: dict[str, dict[int, IkeSa]] = {}
         #: IKE SA of each Child SA, by the Child SA's number, and the inbound SPIs in use.
         self.children: dict[int, IkeSa] = {}
@@ -159,6 +163,17 @@ class Core:
         """Take an IKE SA into the tables."""
         self.sas[sa.number] = sa
         self.by_spi[sa.our_spi] = sa
+        self._at_host.setdefault(sa.path.remote.address, {})[sa.number] = sa
+
+    def relocate(self, sa: IkeSa, path: Path) -> None:
+        """Let *sa* have *path* from now on."""
+        self._leave_host(sa)
+        sa.path = path
+        self._at_host.setdefault(path.remote.address, {})[sa.number] = sa
+
+    def at_host(self, remote: IpAddress) -> Iterable[IkeSa]:
+        """Return the IKE SAs with a remote address, whatever peers they are of and whatever state they are in."""
+        return self._at_host.get(remote, {}).values()
 
     def bind(self, sa: IkeSa, peer: str) -> None:
         """Know *sa* as one of PAD entry *peer*."""
@@ -170,8 +185,15 @@ class Core:
         if self.by_spi.get(sa.our_spi) is sa:
             del self.by_spi[sa.our_spi]
         self.unbind(sa)
+        self._leave_host(sa)
         self.half_open.remove(sa.number)
         self.timers.forget(sa.number)
+
+    def _leave_host(self, sa: IkeSa) -> None:
+        known = self._at_host.get(sa.path.remote.address, {})
+        known.pop(sa.number, None)
+        if not known:
+            self._at_host.pop(sa.path.remote.address, None)
 
     def unbind(self, sa: IkeSa) -> None:
         """Know *sa* no longer by its peer: it is closed, though it may linger."""

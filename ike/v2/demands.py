@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ike.constants import NotifyType
-from ike.errors import LocalError
 from ike.events import AcquireFailed, FailureKind, Level
 from ike.timers import Timer
 from ike.v2 import reasons
@@ -19,7 +18,6 @@ from ike.v2.states import AUTHENTICATED, State
 from ike.v2.tasks.child_create import ChildCreate
 from ike.v2.tasks.delete import delete_ike
 from ike.v2.tasks.ike_auth import preshared_keys
-from ike.v2.tasks.ike_init import IkeInit
 from ike.v2.tasks.liveness import probe
 from ike.v2.tasks.task import Failure
 from ike.wire.message import Message
@@ -46,6 +44,8 @@ class Demands:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._waiting: dict[str, _Demand] = {}
+        #: The same by IKE SA, in the order in which they came.
+        self._of_sa: dict[int, dict[str, None]] = {}
         #: Failures in a row, by entry: they set how long the data plane should not ask again.
         self._failures: dict[str, int] = {}
         self._hinted: dict[str, Nanos] = {}
@@ -76,7 +76,7 @@ class Demands:
             return
         usable = self._usable(peer.name, entry)
         if usable is not None:
-            self._waiting[entry_id] = _Demand(flow, usable.number)
+            self._wait(entry_id, flow, usable)
             usable.start(ChildCreate(entry_id, flow), now)
             return
         dialling = next(
@@ -84,7 +84,7 @@ class Demands:
             None,
         )
         if dialling is not None:
-            self._waiting[entry_id] = _Demand(flow, dialling.number)
+            self._wait(entry_id, flow, dialling)
             return
         self._dial(peer, entry_id, flow, now)
 
@@ -97,7 +97,7 @@ class Demands:
         demand = self._waiting.get(child.entry)
         self._failures.pop(child.entry, None)
         if demand is not None and (demand.flow is None or child.carries(demand.flow)):
-            del self._waiting[child.entry]
+            self._stop_waiting(child.entry)
 
     def answered(self, sa: IkeSa, entry: str, now: Nanos) -> None:
         """Our exchange for *entry* succeeded; if the demand still stands, the peer narrowed the packet away."""
@@ -107,9 +107,9 @@ class Demands:
 
     def established(self, sa: IkeSa, now: Nanos) -> None:
         """An IKE SA is up: start what waits for it, and see whether the peer dialled at the same time."""
-        for entry, demand in list(self._waiting.items()):
-            if demand.sa == sa.number:
-                sa.start(ChildCreate(entry, demand.flow), now)
+        for entry, flow in self._waiting_for(sa):
+            sa.start(ChildCreate(entry, flow), now)
+        self._core.dialler.established(sa, now)
         self._to_hosts.discard(sa.number)
         self._drop_unanswered(sa, now)
         twins = [other for other in self._core.of_peer(sa.peer_name) if other is not sa and other.usable]
@@ -119,16 +119,12 @@ class Demands:
 
     def first_of(self, sa: IkeSa) -> tuple[str, Flow | None] | None:
         """Return an entry that waits for *sa* and is still in the policy."""
-        for entry, demand in self._waiting.items():
-            if demand.sa == sa.number and self._core.entry(entry) is not None:
-                return entry, demand.flow
-        return None
+        return next((each for each in self._waiting_for(sa) if self._core.entry(each[0]) is not None), None)
 
     def moved(self, old: IkeSa, new: IkeSa) -> None:
         """An IKE SA was rekeyed."""
-        for demand in self._waiting.values():
-            if demand.sa == old.number:
-                demand.sa = new.number
+        for entry, flow in self._waiting_for(old):
+            self._wait(entry, flow, new)
 
     def refused(self, sa: IkeSa, entry: str, failure: Failure, now: Nanos) -> None:
         """Our exchange for *entry* failed, the IKE SA lives on."""
@@ -149,9 +145,8 @@ class Demands:
         if sa.initiator and was in _DIALLING:
             failure = _explain(sa, failure)
             self.report(sa, failure, now)
-        for entry, demand in list(self._waiting.items()):
-            if demand.sa == sa.number:
-                self._fail(entry, failure, now)
+        for entry, _ in self._waiting_for(sa):
+            self._fail(entry, failure, now)
 
     def report(self, sa: IkeSa, failure: Failure, now: Nanos, *, entry: str = "") -> None:
         """Tell why a negotiation of ours failed."""
@@ -287,16 +282,10 @@ class Demands:
             now=now,
         )
         sa.identify(peer)
-        self._waiting[entry] = _Demand(flow, sa.number)
+        self._wait(entry, flow, sa)
         if is_one_of_many(peer.name):
             self._to_hosts.add(sa.number)
-        try:
-            IkeInit(sa, peer, entry, flow).begin(sa, now)
-            found = core.entry(entry)
-            if found is not None and found.protection is not None and found.protection.fallback_clear:
-                core.timers.set(sa.number, Timer.FALLBACK, now + core.settings.fallback_after)
-        except LocalError as error:  # an algorithm that policy names and we cannot do
-            sa.close(Failure(FailureKind.LOCAL, f"{error} ({peer.where})"), now)
+        core.dialler.dial(sa, peer, entry, flow, now)
 
     def _first_path(self, peer: PeerEntry, local: IpAddress, remote: IpAddress) -> Path:
         """Port 500, or 4500 at once where policy asks for UDP encapsulation (section 2.23 allows either)."""
@@ -329,7 +318,7 @@ class Demands:
         self._core.emit(AcquireFailed(entry, FailureKind.LOCAL, reason, 0))
 
     def _fail(self, entry: str, failure: Failure, now: Nanos) -> None:
-        self._waiting.pop(entry, None)
+        self._stop_waiting(entry)
         settings = self._core.settings
         wait = settings.retry_first
         if failure.kind in (FailureKind.REFUSED, FailureKind.AUTHENTICATION):
@@ -338,7 +327,26 @@ class Demands:
                 del self._failures[next(iter(self._failures))]
             self._failures[entry] = count + 1
             wait = min(settings.retry_first << min(count, 16), settings.retry_cap)
+        wait += wait * self._core.entropy(1)[0] // 1024
         self._core.emit(AcquireFailed(entry, failure.kind, failure.reason, wait))
+
+    def _wait(self, entry: str, flow: Flow | None, sa: IkeSa) -> None:
+        self._stop_waiting(entry)
+        self._waiting[entry] = _Demand(flow, sa.number)
+        self._of_sa.setdefault(sa.number, {})[entry] = None
+
+    def _stop_waiting(self, entry: str) -> None:
+        demand = self._waiting.pop(entry, None)
+        if demand is None:
+            return
+        others = self._of_sa[demand.sa]
+        del others[entry]
+        if not others:
+            del self._of_sa[demand.sa]
+
+    def _waiting_for(self, sa: IkeSa) -> list[tuple[str, Flow | None]]:
+        """Return the entries that *sa* shall bring, with the flows that they were asked for."""
+        return [(entry, self._waiting[entry].flow) for entry in self._of_sa.get(sa.number, ())]
 
     def _may_act(self, key: str, now: Nanos) -> bool:
         last = self._hinted.get(key)

@@ -55,6 +55,8 @@ class IkeSa:
         self.path = path
         self.state = state
         self.created = now
+        #: When its IKE_SA_INIT request left first.
+        self.dialled: Nanos | None = None
         self.established: Nanos | None = None
         #: Taken from the same series as *number* when it was established: tells what was before what.
         self.seniority: int | None = None
@@ -222,7 +224,7 @@ class IkeSa:
 
     def move(self, path: Path) -> None:
         """Send along *path* from now on, with the encapsulated Child SAs."""
-        self.path = path
+        self.core.relocate(self, path)
         for child in self.children.values():
             child.path = children.child_path(self, child.encapsulation, child.protocol)
         moved = tuple(c.number for c in self.children.values() if c.path.encapsulated)
@@ -468,6 +470,7 @@ class IkeSa:
         core.timers.forget(self.number)
         if self.channel is not None:
             self.channel.wipe()
+            self.channel = None  # the ciphers have keys of their own, which cannot be overwritten
         if was in AUTHENTICATED:
             self.tell(
                 now,

@@ -31,6 +31,14 @@ class IkeSettings:
     request: Backoff = Backoff(500 * MILLISECOND, 8 * SECOND, 30 * SECOND)
     #: Requests that take leave: the SA is gone for us already, so there is little to wait for.
     farewell: Backoff = Backoff(500 * MILLISECOND, 4 * SECOND, 8 * SECOND)
+    #: IKE_SA_INIT requests a second, repetitions among them, and how many may go at once; with each peer that
+    #: answers at once so many more a second, up to a limit that a core can hardly reach.
+    dial_rate: int = 50
+    dial_burst: int = 16
+    dial_speed_up: int = 4
+    dial_rate_limit: int = 1000
+    #: Deadlines that are dealt with, and peers that are dialled, before packets have their turn again: about 5 ms.
+    work_a_turn: int = 16
     #: An error answer to IKE_SA_INIT is not authenticated, so it ends an attempt only after this long without
     #: a proper answer.
     refusal_grace: Nanos = 2 * SECOND
@@ -73,7 +81,8 @@ class IkeSettings:
     #: Retry after TEMPORARY_FAILURE (section 2.25): first wait and number of tries; each wait is twice as long.
     temporary_wait: Nanos = 1 * SECOND
     temporary_tries: int = 6
-    #: AcquireFailed.retry_after: first, and largest when the peer refuses again and again.
+    #: AcquireFailed.retry_after: first, and largest when the peer refuses again and again; by chance up to a
+    #: quarter more, lest all who failed at once come again at once.
     retry_first: Nanos = 1 * SECOND
     retry_cap: Nanos = 60 * SECOND
     #: Hints that nobody authenticated (unknown SPI, INVALID_SPI) lead to at most one probe or dial in this time.

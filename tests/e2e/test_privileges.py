@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import sandbox
 from tests.support.agent_process import Agent, Directory
 from tests.support.netns import Sites, build_sites, wait_for
 from tunnel.host.privileges import NEEDED
@@ -50,7 +51,7 @@ def held(agent: Agent, name: str) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("who", ["root", "somebody"])
+@pytest.mark.parametrize("who", ["root", "somebody", "unit"])
 def test_three_capabilities_are_enough(two_sites: Sites, who: str) -> None:
     mask = sum(1 << capability for capability in NEEDED)
     with Directory() as directory, Directory() as far:
@@ -58,17 +59,26 @@ def test_three_capabilities_are_enough(two_sites: Sites, who: str) -> None:
         far.write_secret("site.psk", directory.secret())
         other = far.config("site-b.toml")
         command = None
-        if who == "somebody":
+        if who == "unit" and (lacking := sandbox.missing()) is not None:
+            pytest.skip(lacking)
+        if who != "root":
             for path in (directory.path, *directory.path.iterdir()):
                 os.chown(path, _SOMEBODY, _SOMEBODY)
-            command = (sys.executable, "-c", _AS_SOMEBODY)
+            as_unit = ("-m", "tests.support.sandbox")
+            command = (sys.executable, *(as_unit if who == "unit" else ("-c", _AS_SOMEBODY)))
         started = Agent(two_sites.gateway_a, one, command) if command else Agent(two_sites.gateway_a, one)
         with started as agent, Agent(two_sites.gateway_b, other):
             assert two_sites.lan_a.ping(LAN_B, wait=8).returncode == 0
             for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"):
-                wanted = {mask} if (who, name) != ("somebody", "CapBnd") else held(agent, name)
+                wanted = {mask} if who == "root" or name != "CapBnd" else held(agent, name)
                 assert held(agent, name) == wanted, name
             assert held(agent, "NoNewPrivs") == {1}
+            if who == "unit":
+                assert held(agent, "Seccomp") == {2}, "the unit's filter is in force"
+            assert os.stat(f"/proc/{agent.pid}/mem").st_uid == 0, "not dumpable: its memory is root's alone"
+            assert re.search(r"Max core file size +0 +0 ", Path(f"/proc/{agent.pid}/limits").read_text())
+            two_sites.gateway_a.run("nft", "flush", "ruleset")
+            agent.wait_log("guard_lost")
             generation = agent.status()["generation"]
             agent.signal(signal.SIGHUP)
             wait_for(lambda: agent.status()["generation"] > generation, "the config is read again")

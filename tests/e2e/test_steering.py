@@ -324,8 +324,13 @@ def test_a_tun_that_was_deleted_is_made_anew(two_sites: Sites, directory: Direct
 
 @pytest.mark.parametrize(
     "damage",
-    [("link", "set", "mg0", "down"), ("route", "flush", "table", "19815"), ("rule", "del", "pref", "19815")],
-    ids=lambda damage: str(damage[0]),
+    [
+        ("link", "set", "mg0", "down"),
+        ("route", "flush", "table", "19815"),
+        ("rule", "del", "pref", "19815"),
+        ("rule", "del", "pref", "19816"),
+    ],
+    ids=lambda damage: f"{damage[0]} {damage[-1]}",
 )
 def test_routes_and_rules_that_were_taken_away_come_back(
     two_sites: Sites, directory: Directory, damage: tuple[str, ...]

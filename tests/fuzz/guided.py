@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.guided TARGET CORPUS [ARGUMENTS OF LIBFUZZER]      scripts/fuzz --guided runs it for each
 
-Needs atheris, which scripts/fuzz installs. Each target (``targets``) holds the invariant of the tests here: a value
-or the parser's own error, and the books of the data plane balance. What breaks it is in a file, crash-..., to be
+Needs atheris, which scripts/fuzz installs. Each target (``targets``) holds the invariant of the tests: a value or
+the parser's own error, and the books of the data plane balance. What breaks it is in a file, crash-..., to be
 made a test.
 """
 

@@ -1,4 +1,4 @@
-"""What guided fuzzing runs: for each parser of octets a function that holds its invariant, and some to begin from."""
+"""Guided fuzzing: for each parser of octets a function that holds its invariant, and octets to begin with."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from policy.clock import SECOND, Nanos
 from policy.path import IpAddress
 
@@ -36,7 +38,7 @@ class PathMtus:
 
     def expire(self, now: Nanos) -> bool:
         """Forget what is old; return whether anything was."""
-        old = [remote for remote, (_, until) in self._learned.items() if until <= now]
+        old = [remote for remote, _ in takewhile(lambda known: known[1][1] <= now, self._learned.items())]
         for remote in old:
             del self._learned[remote]
         return bool(old)

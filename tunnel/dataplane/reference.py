@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container
 from collections.abc import Mapping as MappingType
 from dataclasses import replace
@@ -46,6 +47,8 @@ class ReferenceDataPlane:
         self._outbound = Outbound(self._ledger, self._sad, hold)
         self._inbound = Inbound(self._ledger, self._sad)
         self._inbound.offload = tun_features
+        #: How many outbound SAs have which capacity: a handful of them, however many SAs there are.
+        self._capacities: Counter[int] = Counter()
 
     def load(self, snapshot: Snapshot, now: Nanos) -> None:
         """Swap the policy; held packets of entries that vanished are dropped."""
@@ -68,9 +71,8 @@ class ReferenceDataPlane:
         """Let the dormant outbound SA of *child* be chosen."""
         for sa in self._sad.outbound_of(child):
             sa.dormant = False
-        for twin in self._sad.inbound.values():
-            if twin.params.child == child:
-                twin.awaiting = False
+        for twin in self._sad.inbound_of(child):
+            twin.awaiting = False
         self._outbound.forget_choices()
 
     def delete_sa(self, spi: int, *, inbound: bool, child: int | None = None) -> SaStats | None:
@@ -78,6 +80,8 @@ class ReferenceDataPlane:
         sa = self._sad.remove(spi, inbound=inbound, child=child)
         if sa is None:
             return None
+        if isinstance(sa, OutboundSa):
+            self._capacities[sa.capacity] -= 1
         self._outbound.forget_choices()
         sa.wipe()
         return sa.stats()
@@ -89,14 +93,15 @@ class ReferenceDataPlane:
                 self._sad.nat_flows.move(sa.path.remote, path.remote)
             sa.path = path
             self._fit(sa)
-        for twin in self._sad.inbound.values():
-            if twin.params.child == child:
-                twin.path, twin.seen_path, twin.reported_path = path, None, None
+        for twin in self._sad.inbound_of(child):
+            twin.path, twin.seen_path, twin.reported_path = path, None, None
 
     def set_path_mtu(self, remote: Endpoint, mtu: int, now: Nanos) -> None:
         """Record the path MTU (octets of outer IP packet) toward *remote*, for ten minutes."""
+        before = self._mtus.get(remote.address)
         self._mtus.learn(remote.address, mtu, now)
-        self._fit_all()
+        if self._mtus.get(remote.address) != before:  # a hub is told of each of its peers, time and again
+            self._fit_all()
 
     def query_sa(self, spi: int, *, inbound: bool, child: int | None = None) -> SaStats | None:
         """Return the counters of an SA."""
@@ -192,15 +197,19 @@ class ReferenceDataPlane:
 
         1400 while there is none, and never less than 1280: below, the kernel takes IPv6 off the interface.
         """
-        capacities = [sa.capacity for sas in self._sad.outbound.values() for sa in sas]
-        return max(MIN_IPV6_MTU, min(capacities)) if capacities else _DEFAULT_TUN_MTU
+        self._capacities = +self._capacities
+        return max(MIN_IPV6_MTU, min(self._capacities)) if self._capacities else _DEFAULT_TUN_MTU
 
     def _fit(self, sa: OutboundSa) -> None:
         sa.mtu = self._mtus.get(sa.path.remote.address)
         if sa.plain:
-            sa.capacity = esp.capacity(sa.transform, sa.path, sa.mtu)
+            capacity = esp.capacity(sa.transform, sa.path, sa.mtu)
         else:
-            sa.capacity = whole.capacity(sa, sa.mtu, BASE[sa.path.version])
+            capacity = whole.capacity(sa, sa.mtu, BASE[sa.path.version])
+        if sa.capacity:
+            self._capacities[sa.capacity] -= 1
+        self._capacities[capacity] += 1
+        sa.capacity = capacity
 
     def _fit_all(self) -> None:
         for sas in self._sad.outbound.values():

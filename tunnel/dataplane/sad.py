@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
 
@@ -23,6 +24,10 @@ _FIRST_SPI = 256
 _NEVER = 1 << 128
 #: Inbound flows remembered as inside the SA's selectors, per SA; more are looked up each time.
 MAX_ALLOWED_FLOWS = 16384
+
+
+_Key = TypeVar("_Key", int, str)
+_Sa = TypeVar("_Sa", "InboundSa", "OutboundSa")
 
 
 class Sa:
@@ -140,13 +145,16 @@ class InboundSa(Sa):
 class Sad:
     """All SAs. Outbound SPIs are the peers' choice, so two peers may choose the same."""
 
-    __slots__ = ("by_entry", "inbound", "nat_flows", "outbound")
+    __slots__ = ("_inbound_of", "_outbound_of", "by_entry", "inbound", "nat_flows", "outbound")
 
     def __init__(self) -> None:
         self.inbound: dict[int, InboundSa] = {}
         self.outbound: dict[int, list[OutboundSa]] = {}
         #: Outbound SAs of each SPD entry, newest Child SA first.
         self.by_entry: dict[str, list[OutboundSa]] = {}
+        #: The same by Child SA.
+        self._outbound_of: dict[int, list[OutboundSa]] = {}
+        self._inbound_of: dict[int, list[InboundSa]] = {}
         #: Which of several peers behind one NAT a flow belongs to.
         self.nat_flows = NatFlows()
 
@@ -158,11 +166,13 @@ class Sad:
             inbound = InboundSa(params)
             inbound.awaiting = any(sa.dormant for sa in self.outbound_of(params.child))
             self.inbound[params.spi] = inbound
+            self._inbound_of.setdefault(params.child, []).append(inbound)
             return inbound
         if any(sa.params.child == params.child for sa in self.outbound.get(params.spi, ())):
             raise ValueError(f"outbound SPI {params.spi:#x} of Child SA {params.child} is in use")
         outbound = OutboundSa(params)
         self.outbound.setdefault(params.spi, []).append(outbound)
+        self._outbound_of.setdefault(params.child, []).append(outbound)
         siblings = self.by_entry.setdefault(params.entry, [])
         siblings.insert(0, outbound)
         siblings.sort(key=lambda sa: -sa.params.child)
@@ -172,14 +182,17 @@ class Sad:
                     outer, inner = (outbound, other) if other.mac is None else (other, outbound)
                     outer.inner = inner
         if params.dormant:
-            for twin in self.inbound.values():
-                twin.awaiting |= twin.params.child == params.child
+            for twin in self.inbound_of(params.child):
+                twin.awaiting = True
         return outbound
 
     def remove(self, spi: int, *, inbound: bool, child: int | None = None) -> InboundSa | OutboundSa | None:
         """Take out and return an SA; *child* tells outbound SAs of equal SPI apart, else the oldest goes."""
         if inbound:
-            return self.inbound.pop(spi, None)
+            gone = self.inbound.pop(spi, None)
+            if gone is not None:
+                _discard(self._inbound_of, gone.params.child, gone)
+            return gone
         outbound = self.find_outbound(spi, child)
         if outbound is None:
             return None
@@ -190,6 +203,7 @@ class Sad:
                     other.inner = None
         _discard(self.outbound, spi, outbound)
         _discard(self.by_entry, outbound.params.entry, outbound)
+        _discard(self._outbound_of, outbound.params.child, outbound)
         return outbound
 
     def find_outbound(self, spi: int, child: int | None = None) -> OutboundSa | None:
@@ -198,7 +212,11 @@ class Sad:
 
     def outbound_of(self, child: int) -> list[OutboundSa]:
         """Return the outbound SAs of a Child SA."""
-        return [sa for sas in self.outbound.values() for sa in sas if sa.params.child == child]
+        return list(self._outbound_of.get(child, ()))
+
+    def inbound_of(self, child: int) -> list[InboundSa]:
+        """Return the inbound SAs of a Child SA."""
+        return list(self._inbound_of.get(child, ()))
 
     def choose(self, entry: str, flow: Flow) -> OutboundSa | None:
         """Return the newest SA of *entry* whose selectors hold *flow*, a usable one before a dormant one.
@@ -240,11 +258,8 @@ def _mac(params: SaParams) -> Mac | None:
     return mac_of(params.suite, params.integrity_key, params.salt)
 
 
-def _discard(
-    table: dict[int, list[OutboundSa]] | dict[str, list[OutboundSa]], key: object, sa: OutboundSa
-) -> None:
+def _discard(table: dict[_Key, list[_Sa]], key: _Key, sa: _Sa) -> None:
     """Take *sa* out of the list under *key*, and the list too when it is empty."""
-    rows: dict[object, list[OutboundSa]] = table  # type: ignore[assignment]
-    rows[key].remove(sa)
-    if not rows[key]:
-        del rows[key]
+    table[key].remove(sa)
+    if not table[key]:
+        del table[key]

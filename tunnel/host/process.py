@@ -11,8 +11,9 @@ import socket
 import time
 
 from policy.clock import Nanos
+from tunnel.host.system import HostError
 
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 3, 4, 38, 39
 
 
 def now() -> Nanos:
@@ -26,11 +27,18 @@ def entropy(count: int) -> bytes:
 
 
 def harden() -> None:
-    """No core dumps, no ptrace by other processes of the user, no privileges by way of setuid programs."""
+    """No core dumps, no ptrace by other processes of the user, no privileges by way of setuid programs.
+
+    HostError when the kernel says otherwise after.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) != 0 or prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
+        raise HostError(
+            "this process could not be closed to others: the kernel refuses PR_SET_DUMPABLE or NO_NEW_PRIVS"
+        )
 
 
 def calm_collector() -> None:

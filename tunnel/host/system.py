@@ -10,6 +10,8 @@ from typing import Any
 
 _PACKAGES = {"nft": "nftables", "ip": "iproute2"}
 _TIMEOUT_S = 60
+#: What the programs get of our environment: nothing, for a secret may be in it (``secret_env``).
+_ENVIRONMENT = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
 
 
 class HostError(Exception):
@@ -32,7 +34,13 @@ def run(arguments: Sequence[str], *, stdin: str | None = None) -> str:
     program = require(arguments[0])
     try:
         done = subprocess.run(
-            [program, *arguments[1:]], input=stdin, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            [program, *arguments[1:]],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            env=_ENVIRONMENT,
         )
     except subprocess.TimeoutExpired as error:
         raise HostError(f"{' '.join(arguments)!r} did not end within {_TIMEOUT_S} s") from error

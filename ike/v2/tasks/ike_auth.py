@@ -193,10 +193,7 @@ def start_timers(sa: IkeSa, now: Nanos) -> None:
 
 def _has_other(sa: IkeSa) -> bool:
     """Whether another IKE SA with the same host is up: several rules may know it under several names."""
-    there = sa.path.remote.address
-    return any(
-        other.state in AUTHENTICATED and other.path.remote.address == there for other in sa.core.sas.values()
-    )
+    return any(other.state in AUTHENTICATED for other in sa.core.at_host(sa.path.remote.address))
 
 
 def preshared_keys(peer: PeerEntry) -> list[Secret]:
@@ -271,5 +268,6 @@ def _initial_contact(sa: IkeSa, now: Nanos) -> None:
     for other in sa.core.of_peer(sa.peer_name):
         if other is sa or other.seniority is None or other.remote_id != sa.remote_id:
             continue
-        if other.seniority < sa.number:
+        elsewhere = other.path.local.address != sa.path.local.address
+        if other.seniority < sa.number and not (elsewhere and other.local_id != sa.local_id):
             other.close(Failure(FailureKind.LOCAL, "the peer restarted (INITIAL_CONTACT)"), now)

@@ -37,7 +37,9 @@ def check_liveness(sa: IkeSa, now: Nanos) -> None:
     if now - heard >= interval:
         probe(sa, now)
         heard = now
-    sa.core.timers.set(sa.number, Timer.LIVENESS, heard + interval)
+    # By chance a little later: both ends seldom ask at once, nor do we ask all who fell silent at once.
+    later = interval * sa.core.entropy(1)[0] // 2048
+    sa.core.timers.set(sa.number, Timer.LIVENESS, heard + interval + later)
 
 
 def probe(sa: IkeSa, now: Nanos) -> None:

@@ -252,7 +252,7 @@ def test_retransmission_is_bit_identical_and_backs_off() -> None:
     [failure] = pair.a.failures
     assert failure.kind is FailureKind.NO_ANSWER
     assert "UDP 500/4500" in failure.reason
-    assert failure.retry_after == SECOND
+    assert SECOND <= failure.retry_after < SECOND * 5 // 4
 
 
 def test_responder_repeats_its_answer_only_for_the_same_octets() -> None:

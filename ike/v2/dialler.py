@@ -1,0 +1,151 @@
+"""How fast an endpoint dials: one bucket for all IKE_SA_INIT requests that leave, repetitions among them.
+
+A hub that starts, or whose line comes back, has all its peers to dial in one moment. It begins slowly, and goes
+faster with each peer that answers at once; when answers take long, or nobody answers, it is slow again. So a
+thousand peers are there within seconds, and a thousand dead ones are not a flood.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ike.errors import LocalError
+from ike.events import FailureKind
+from ike.timers import Timer
+from ike.v2.states import State
+from ike.v2.tasks.ike_init import IkeInit
+from ike.v2.tasks.task import Failure
+from policy.clock import SECOND, Nanos
+
+if TYPE_CHECKING:
+    from ike.v2.core import Core
+    from ike.v2.sa import IkeSa
+    from ike.v2.settings import IkeSettings
+    from policy.pad import PeerEntry
+    from policy.selectors import Flow
+
+#: Timers of the dialler are nobody's: IKE SAs count from one.
+NOBODY = 0
+
+
+class Pace:
+    """A token bucket whose rate follows the peers' answers."""
+
+    __slots__ = ("_answered", "_full_at", "_settings", "_slowed", "rate")
+
+    def __init__(self, settings: IkeSettings) -> None:
+        self._settings = settings
+        #: Requests a second, now.
+        self.rate = settings.dial_rate
+        #: When the bucket would be full if nothing more is taken.
+        self._full_at: Nanos = 0
+        self._answered: Nanos = 0
+        self._slowed: Nanos = 0
+
+    def ready_at(self) -> Nanos:
+        """Return when there is a token."""
+        return self._full_at - (self._settings.dial_burst - 1) * (SECOND // self.rate)
+
+    def take(self, now: Nanos) -> bool:
+        """Take a token, if there is one."""
+        if now - self._answered > SECOND:
+            self.rate = self._settings.dial_rate
+        if now < self.ready_at():
+            return False
+        self._full_at = max(self._full_at, now) + SECOND // self.rate
+        return True
+
+    def answered(self, after: Nanos, now: Nanos) -> None:
+        """A peer that was dialled is there, *after* so long."""
+        settings = self._settings
+        self._answered = now
+        if after <= 2 * settings.dial.first:  # neither IKE_SA_INIT nor IKE_AUTH had to be repeated
+            self.rate = min(self.rate + settings.dial_speed_up, settings.dial_rate_limit)
+        elif now - self._slowed >= SECOND:
+            self._slowed = now
+            self.rate = max(self.rate // 2, settings.dial_rate)
+
+
+class Dialler:
+    """IKE SAs that are to be dialled, and requests to be repeated, in the order in which they came."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._pace = Pace(core.settings)
+        self._queue: deque[int] = deque()
+        #: What those in the queue that have not begun shall begin with.
+        self._new: dict[int, tuple[PeerEntry, str, Flow | None]] = {}
+        self._repeats: set[int] = set()
+
+    def dial(self, sa: IkeSa, peer: PeerEntry, entry: str, flow: Flow | None, now: Nanos) -> None:
+        """Begin with *sa* now, or when its turn comes."""
+        if not self._queue and self._pace.take(now):
+            self._begin(sa, peer, entry, flow, now)
+            return
+        self._new[sa.number] = (peer, entry, flow)
+        self._wait(sa.number, now)
+
+    def repeat(self, sa: IkeSa, now: Nanos) -> None:
+        """IKE_SA_INIT of *sa* is due again: repeat it now or in its turn, or give it up."""
+        request = sa.window.outstanding
+        if request is None or now >= request.give_up_at or (not self._queue and self._pace.take(now)):
+            sa.retransmit(now)
+            return
+        self._core.timers.set(sa.number, Timer.RETRANSMIT, request.give_up_at)
+        if sa.number not in self._repeats:
+            self._repeats.add(sa.number)
+            self._wait(sa.number, now)
+
+    def waits(self, sa: IkeSa) -> bool:
+        """Whether a request of *sa* waits for its turn."""
+        return sa.number in self._new or sa.number in self._repeats
+
+    def established(self, sa: IkeSa, now: Nanos) -> None:
+        """An IKE SA is up."""
+        if sa.initiator and sa.dialled is not None:
+            self._pace.answered(now - sa.dialled, now)
+            if self._queue:
+                self._arm(now)
+
+    def turn(self, now: Nanos) -> None:
+        """Let those go whose turn it is, a few at a time: each is some work, and packets wait meanwhile."""
+        begun = 0
+        while self._queue and begun < self._core.settings.work_a_turn:
+            sa = self._core.sas.get(self._queue[0])
+            if sa is None or sa.state is not State.INITIATING:
+                self._forget(self._queue.popleft())
+                continue
+            if not self._pace.take(now):
+                break
+            number, begun = self._queue.popleft(), begun + 1
+            self._repeats.discard(number)
+            if (new := self._new.pop(number, None)) is not None:
+                self._begin(sa, *new, now)
+            elif isinstance(sa.current, IkeInit):
+                sa.retransmit(now)
+        if self._queue:
+            self._arm(now)
+
+    def _begin(self, sa: IkeSa, peer: PeerEntry, entry: str, flow: Flow | None, now: Nanos) -> None:
+        core = self._core
+        sa.dialled = now
+        try:
+            IkeInit(sa, peer, entry, flow).begin(sa, now)
+            found = core.entry(entry)
+            if found is not None and found.protection is not None and found.protection.fallback_clear:
+                core.timers.set(sa.number, Timer.FALLBACK, now + core.settings.fallback_after)
+        except LocalError as error:  # an algorithm that policy names and we cannot do
+            sa.close(Failure(FailureKind.LOCAL, f"{error} ({peer.where})"), now)
+
+    def _wait(self, number: int, now: Nanos) -> None:
+        self._queue.append(number)
+        if len(self._queue) == 1:
+            self._arm(now)
+
+    def _forget(self, number: int) -> None:
+        self._new.pop(number, None)
+        self._repeats.discard(number)
+
+    def _arm(self, now: Nanos) -> None:
+        self._core.timers.set(NOBODY, Timer.DIAL, max(now, self._pace.ready_at()))

@@ -1,0 +1,142 @@
+"""IKE_SA_INIT leaves at a pace that follows the peers: fast where they answer, slow where nobody does."""
+
+from __future__ import annotations
+
+from ike.constants import ExchangeType
+from ike.endpoint import IkeEndpoint
+from ike.events import AcquireFailed, SendIke
+from ike.v2.dialler import Pace
+from ike.v2.settings import IkeSettings
+from ike.wire.header import parse_header
+from policy.clock import MILLISECOND, SECOND, Nanos
+from policy.spd import Snapshot
+from tests.support.ike_pair import Randomness, entry, peer_entry, snapshot_of
+
+_PEERS = 300
+SETTINGS = IkeSettings()
+
+
+def hub(peers: int = _PEERS, **protection: object) -> Snapshot:
+    """Return a policy with so many peers, each behind its own address."""
+    known = [peer_entry(f"p{n}", f"10.8.{n >> 8}.{n & 255}", (f"e{n}",)) for n in range(peers)]
+    entries = [
+        entry(f"e{n}", "10.1.0.0/24", f"10.{100 + (n >> 8)}.{n & 255}.0/24", peer=f"p{n}", **protection)
+        for n in range(peers)
+    ]
+    return snapshot_of(tuple(known), tuple(entries), "10.9.0.1")
+
+
+class Alone:
+    """An endpoint whose peers do not answer."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.now: Nanos = SECOND
+        self.endpoint = IkeEndpoint(entropy=Randomness("alone"))
+        self.endpoint.load(snapshot, self.now)
+        self.sent: list[tuple[Nanos, str]] = []
+        self.failed: list[tuple[Nanos, AcquireFailed]] = []
+        self.most_at_once = 0
+
+    def dial(self, peers: int = _PEERS) -> None:
+        for number in range(peers):
+            self.endpoint.acquire(f"e{number}", None, self.now)
+        self.drain()
+
+    def drain(self) -> None:
+        before = len(self.sent)
+        while (output := self.endpoint.poll()) is not None:
+            if isinstance(output, SendIke):
+                assert parse_header(output.data).exchange == ExchangeType.IKE_SA_INIT
+                self.sent.append((self.now, str(output.path.remote.address)))
+            elif isinstance(output, AcquireFailed):
+                self.failed.append((self.now, output))
+        self.most_at_once = max(self.most_at_once, len(self.sent) - before)
+
+    def wait(self, duration: Nanos) -> None:
+        end = self.now + duration
+        while (due := self.endpoint.deadline()) is not None and due <= end:
+            self.now = max(self.now, due)
+            self.endpoint.handle_timeout(self.now)
+            self.drain()
+        self.now = end
+
+
+def test_a_few_peers_are_dialled_at_once() -> None:
+    alone = Alone(hub(SETTINGS.dial_burst))
+    alone.dial(SETTINGS.dial_burst)
+    assert len(alone.sent) == SETTINGS.dial_burst
+
+
+def test_silent_peers_are_no_flood_and_each_has_its_turn() -> None:
+    alone = Alone(hub())
+    begun = alone.now
+    alone.dial()
+    alone.wait(29 * SECOND)
+    for second in range(29):
+        start = begun + second * SECOND
+        count = sum(start <= at < start + SECOND for at, _ in alone.sent)
+        assert count <= SETTINGS.dial_rate + SETTINGS.dial_burst, f"{count} in second {second}"
+    # Repetitions stand in the same queue, so the last peer is asked some time after, and none is left out.
+    firsts = {address: at for at, address in reversed(alone.sent)}
+    assert len(firsts) == _PEERS
+    assert max(firsts.values()) - begun < 2 * _PEERS * SECOND // SETTINGS.dial_rate
+    assert alone.most_at_once <= SETTINGS.work_a_turn
+    alone.wait(60 * SECOND)
+    assert len(alone.failed) == _PEERS, "each demand ends"
+    assert alone.endpoint.status(alone.now) == []
+
+
+def test_those_that_failed_together_do_not_come_again_together() -> None:
+    alone = Alone(hub(100))
+    alone.dial(100)
+    alone.wait(60 * SECOND)
+    waits = {failure.retry_after for _, failure in alone.failed}
+    assert len(waits) > 50
+    assert all(SECOND <= wait < SECOND * 5 // 4 for wait in waits)
+
+
+def test_who_was_hardly_asked_is_not_said_to_speak_no_ike() -> None:
+    # fallback_clear allows clear text to who does not answer: who waits for its turn was not asked.
+    alone = Alone(hub(fallback_clear=True))
+    begun = alone.now
+    alone.dial()
+    alone.wait(60 * SECOND)
+    first: dict[str, Nanos] = {}
+    for at, address in alone.sent:
+        first.setdefault(address, at)
+    assert len(alone.failed) == _PEERS
+    for at, failure in alone.failed:
+        address = f"10.8.{int(failure.entry[1:]) >> 8}.{int(failure.entry[1:]) & 255}"
+        assert at - first[address] >= SETTINGS.fallback_after
+        assert sum(to == address for _, to in alone.sent) >= 2
+    assert max(first.values()) > begun + SETTINGS.fallback_after
+
+
+def test_a_peer_that_was_taken_out_of_the_policy_loses_its_turn() -> None:
+    alone = Alone(hub())
+    alone.dial()
+    alone.endpoint.load(hub(50), alone.now)
+    alone.drain()
+    alone.wait(20 * SECOND)
+    assert {address for _, address in alone.sent} <= {f"10.8.0.{n}" for n in range(50)}
+
+
+def test_the_rate_follows_the_answers() -> None:
+    pace = Pace(SETTINGS)
+    assert pace.rate == SETTINGS.dial_rate
+    now = SECOND
+    taken = 0
+    for _ in range(5000):  # each peer answers after 5 ms
+        now += MILLISECOND
+        if pace.take(now):
+            taken += 1
+            pace.answered(5 * MILLISECOND, now)
+    assert pace.rate == SETTINGS.dial_rate_limit
+    assert taken > 3000
+    pace.answered(3 * SECOND, now)  # it had to be repeated
+    assert pace.rate == SETTINGS.dial_rate_limit // 2
+    pace.answered(3 * SECOND, now)
+    assert pace.rate == SETTINGS.dial_rate_limit // 2, "once a second"
+    now += 2 * SECOND  # nobody answers any more
+    assert pace.take(now)
+    assert pace.rate == SETTINGS.dial_rate
