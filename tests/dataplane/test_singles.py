@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.ipsec import ESP
 
+from policy.path import Path
 from policy.proposals import Suite
+from policy.spd import Mode
 from tests.support.packets import (
     CBC_SHA256,
     CHACHA,
@@ -18,6 +24,8 @@ from tests.support.packets import (
     Pair,
     drain,
     ip4,
+    packet_of,
+    path,
     tcp4,
     tcp6,
     tun,
@@ -41,7 +49,7 @@ def in_runs(frames: list[bytes]) -> list[TunFrame]:
 
 
 def both_ways(
-    suite: Suite, bursts: list[list[bytes]], **sa: object
+    suite: Suite, bursts: list[list[bytes]], along: Path | None = None, **sa: Any
 ) -> tuple[list[DataPlaneOutput], list[DataPlaneOutput]]:
     """Return what is put out for *bursts* by the quick ways, and for the same in a type that they leave alone."""
     ways: tuple[Callable[[list[bytes]], list[TunFrame]], ...] = (
@@ -52,7 +60,7 @@ def both_ways(
     results = []
     planes = []
     for way in ways:
-        pair = Pair(suite, None, **sa)
+        pair = Pair(suite, along, **sa)
         outputs: list[DataPlaneOutput] = []
         for number, burst in enumerate(bursts):
             pair.left.outbound(way(burst), number)
@@ -117,7 +125,7 @@ def _flipped(frame: bytes, at: int, bit: int) -> bytes:
     st.integers(100, 3000), st.booleans(),
 )  # fmt: skip
 def test_whatever_comes(suite: Suite, bursts: list[list[bytes]], octets: int, limited: bool) -> None:
-    limits = {"soft_bytes": octets, "hard_bytes": octets * 2} if limited else {}
+    limits: dict[str, Any] = {"soft_bytes": octets, "hard_bytes": octets * 2} if limited else {}
     quick, ordinary = both_ways(suite, bursts, **limits)
     assert quick == ordinary
 
@@ -133,7 +141,7 @@ def test_whatever_comes_in_runs(
     suite: Suite, kinds: list[tuple[bytes, int]], flips: list[tuple[int, int, int]], octets: int, limited: bool
 ) -> None:
     """Runs of equal packets, a few of which differ in one bit: a TOS, a port, a flag, a hop limit."""
-    limits = {"soft_bytes": octets, "hard_bytes": octets * 2} if limited else {}
+    limits: dict[str, Any] = {"soft_bytes": octets, "hard_bytes": octets * 2} if limited else {}
     frames = [frame for frame, count in kinds for _ in range(count)]
     for number, at, bit in flips:
         chosen = number % len(frames)
@@ -150,6 +158,55 @@ def test_a_run_of_several_flows_is_sealed_together(version: int) -> None:
     quick, ordinary = both_ways(GCM, [frames[:3], frames])
     assert quick == ordinary
     assert [len(output.buffers) for output in quick if isinstance(output, Transmit)] == [3, 30]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(SUITES),
+    st.lists(st.tuples(FRAMES, st.integers(1, 40)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 99), st.integers(0, 60), st.integers(0, 7)), max_size=3),
+    st.sampled_from([0, 4500]),
+)  # fmt: skip
+def test_runs_in_transport_mode(
+    suite: Suite, kinds: list[tuple[bytes, int]], flips: list[tuple[int, int, int]], port: int
+) -> None:
+    frames = [frame for frame, count in kinds for _ in range(count)]
+    for number, at, bit in flips:
+        chosen = number % len(frames)
+        if at < len(frames[chosen]):
+            frames[chosen] = _flipped(frames[chosen], at, bit)
+    along = path(port=port)
+    quick, ordinary = both_ways(suite, [frames[:1], frames, frames], along, mode=Mode.TRANSPORT)
+    assert quick == ordinary
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("port", [0, 4500])
+def test_a_run_in_transport_mode_arrives(version: int, port: int) -> None:
+    make = udp4 if version == 4 else udp6
+    ends = ("192.0.2.1", "192.0.2.2") if version == 4 else ("2001:db8::1", "2001:db8::2")
+    pair = Pair(GCM, path(*ends, port), mode=Mode.TRANSPORT)
+    packets = [make(bytes([number]) * 20, sport=4000 + number % 3) for number in range(30)]
+    pair.left.outbound(in_runs([tun(packet) for packet in packets[:3]]), 0)
+    drain(pair.left)
+    pair.left.outbound(in_runs([tun(packet) for packet in packets]), 0)
+    sent = [output for output in drain(pair.left) if isinstance(output, Transmit)]
+    assert [len(output.buffers) for output in sent] == [30]
+    if port == 0:
+        scapy = IP if version == 4 else IPv6
+        for buffer in sent[0].buffers:
+            outer = scapy(bytes(buffer))
+            assert outer.haslayer(ESP)
+            rebuilt = outer.copy()
+            if version == 4:
+                assert outer.id
+                del rebuilt.chksum, rebuilt.len
+            else:
+                del rebuilt.plen
+            assert bytes(rebuilt) == bytes(buffer)
+    frames = pair.receive(sent)
+    front = 20 if version == 4 else 40  # in UDP the IP header is another one
+    assert [packet_of(frame)[front:] for frame in frames] == [packet[front:] for packet in packets]
 
 
 def test_a_run_is_sealed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ def test_options_and_extension_headers() -> None:
     for suite in (GCM, CBC_SHA256, *AHS[:3]):
         sent = [udp4(b"with options", options=router_alert), udp4(b"padded", options=padded)]
         pair = pair_of(suite)
-        (transmit, _) = pair.send(*map(tun, sent))
+        (transmit,) = pair.send(*map(tun, sent))
         assert bytes(transmit.buffers[0])[20:24] == router_alert
         assert through(pair_of(suite), *sent) == sent
         chain = bytes(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dns.message
+import dns.query
 import dns.rdatatype
 import dns.resolver
 import dns.rrset
@@ -142,7 +143,9 @@ class Answering:
     def resolve(self, name: str, kind: dns.rdatatype.RdataType, search: bool) -> dns.resolver.Answer:
         question = dns.message.make_query(name, kind).question[0]
         message = dns.message.from_wire(self._wire)
-        return dns.resolver.Answer(question.name, kind, question.rdclass, message)  # type: ignore[arg-type]
+        if not isinstance(message, dns.message.QueryMessage):  # dnspython's resolver wants the query's opcode back
+            raise dns.query.BadResponse
+        return dns.resolver.Answer(question.name, kind, question.rdclass, message)
 
 
 def _answer() -> bytes:

@@ -373,12 +373,11 @@ class Outbound:
         if sa.path.encapsulated:
             self._transmissions.add(id(sa), sa.path, frame.tos, df, sealed)
             return
-        self._transmissions.flush()
         if not df:
             sealed = [
                 piece for at, packet in enumerate(sealed, 1) for piece in whole.cut(packet, sa.mtu, number + at)
             ]
-        self._ledger.outputs.append(Transmit(sa.path, tuple(sealed), whole=True))
+        self._transmissions.add_whole(id(sa), sa.path, sealed)
 
     def _within_limits(self, sa: OutboundSa, parts: list[Segment]) -> tuple[int, DropReason | None]:
         """Return how many of *parts* the SA may still carry, and what stops the rest; punt Expire when due."""

@@ -6,16 +6,19 @@ What ``Singles`` does, to all of them at once. Same octets, same counters; a tes
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from operator import add
 
 import numpy
 
 from policy.clock import Nanos
 from policy.selectors import TCP, UDP
-from tunnel.dataplane import esp
+from policy.spd import Mode
+from tunnel.dataplane import esp, whole
 from tunnel.dataplane.contract import TunFrame
 from tunnel.dataplane.esp import NEXT_HEADER, trailers_of
 from tunnel.dataplane.ledger import Ledger
 from tunnel.dataplane.offload import CHECKSUM_OFFSET, NEEDS_CSUM, VNET_SIZE
+from tunnel.dataplane.outer import ESP
 from tunnel.dataplane.rows import Rows, column_sums, put16, rows_of, split
 from tunnel.dataplane.sad import OutboundSa
 from tunnel.dataplane.singles import SYN, plain_key, tos_of
@@ -50,7 +53,7 @@ class Runs:
         total, first = len(data) // size, data[:size]
         key = plain_key(first) if total >= _FEW else None
         sa = None if key is None else cache.get(key)
-        if sa is None or not sa.plain or sa.padding or not isinstance(sa.transform, Aead):
+        if sa is None or not (sa.plain or _carries(sa)) or sa.padding or not isinstance(sa.transform, Aead):
             return 0
         version, inner = first[VNET_SIZE] >> 4, size - VNET_SIZE
         protocol = first[VNET_SIZE + 9] if version == 4 else first[VNET_SIZE + 6]
@@ -63,10 +66,7 @@ class Runs:
         count = _of_one_sa(rows[:count], version, protocol, cache, sa)
         if count < _FEW:
             return 0
-        block, length = _plaintexts(rows[:count], version, protocol)
-        self._transmissions.add(
-            id(sa), sa.path, tos_of(first), True, esp.seal_block(sa, sa.transform, block, length)
-        )
+        self._put(sa, sa.transform, rows[:count], version, protocol)
         sa.packets += count
         sa.octets += count * inner
         sa.last_used = now
@@ -74,6 +74,22 @@ class Runs:
         self._ledger.outbound_out += count
         self._ledger.esp_out += count
         return count
+
+    def _put(self, sa: OutboundSa, transform: Aead, rows: Rows, version: int, protocol: int) -> None:
+        """Seal all rows and put them out: in transport mode without UDP behind IP headers of ours."""
+        number = sa.sequence + 1
+        block, length = _plaintexts(rows, version, protocol, tunnel=sa.plain)
+        sealed = esp.seal_block(sa, transform, block, length)
+        if sa.plain or sa.path.encapsulated:
+            self._transmissions.add(id(sa), sa.path, tos_of(rows[0].tobytes()), True, sealed)
+        else:
+            headers = _outer_headers(rows, version, len(sealed[0]), number)
+            self._transmissions.add_whole(id(sa), sa.path, list(map(add, headers, sealed)))
+
+
+def _carries(sa: OutboundSa) -> bool:
+    """Whether it is ESP in transport mode by itself."""
+    return sa.mac is None and sa.params.mode is Mode.TRANSPORT and sa.params.bundle is None
 
 
 def _can_finish(first: bytes, version: int, protocol: int) -> bool:
@@ -106,18 +122,44 @@ def _of_one_sa(
     return len(rows)
 
 
-def _plaintexts(rows: Rows, version: int, protocol: int) -> tuple[bytes, int]:
-    """Return the packets with complete checksums and ESP trailers, and the octets of each."""
+def _plaintexts(rows: Rows, version: int, protocol: int, *, tunnel: bool) -> tuple[bytes, int]:
+    """Return what ESP encrypts, packets or in transport mode their payloads, with complete checksums and trailers.
+
+    And the octets of each.
+    """
     count, size = rows.shape
-    inner = size - VNET_SIZE
-    trailer = trailers_of(NEXT_HEADER[version])[-(inner + 2) & 3]
+    at = _TRANSPORT[version]
+    front = VNET_SIZE if tunnel else at
+    inner = size - front
+    trailer = trailers_of(NEXT_HEADER[version] if tunnel else protocol)[-(inner + 2) & 3]
     made = numpy.empty((count, inner + len(trailer)), numpy.uint8)
-    made[:, :inner] = rows[:, VNET_SIZE:]
+    made[:, :inner] = rows[:, front:]
     made[:, inner:] = numpy.frombuffer(trailer, numpy.uint8)
     if rows[0, 0] & NEEDS_CSUM:
-        start = _TRANSPORT[version]
-        value = -column_sums(rows, start, size) % 65535  # the field holds the pseudo-header's sum
+        value = -column_sums(rows, at, size) % 65535  # the field holds the pseudo-header's sum
         if protocol == UDP:
             value[value == 0] = 0xFFFF  # RFC 768: 0 means no checksum
-        put16(made, start - VNET_SIZE + CHECKSUM_OFFSET[protocol], value)
+        put16(made, at - front + CHECKSUM_OFFSET[protocol], value)
     return made.tobytes(), inner + len(trailer)
+
+
+def _outer_headers(rows: Rows, version: int, payload: int, number: int) -> list[bytes]:
+    """Return the packets' IP headers saying that *payload* octets of ESP follow (RFC 4303 section 3.1.1).
+
+    *number* is the first one's sequence number: an IPv4 identification of zero, which the host would fill in for
+    each fragment, becomes one of ours.
+    """
+    made = rows[:, VNET_SIZE : _TRANSPORT[version]].copy()
+    if version == 6:
+        made[:, 6] = ESP
+        made[:, 4:6] = divmod(payload, 256)
+        return split(made.tobytes(), 40)
+    made[:, 9] = ESP
+    made[:, 2:4] = divmod(20 + payload, 256)
+    unnamed = ~made[:, 4:6].any(axis=1)
+    if unnamed.any():
+        named = numpy.array([whole.identification(number + index) for index in range(len(made))])
+        put16(made, 4, numpy.where(unnamed, named, made[:, 4].astype(numpy.int64) << 8 | made[:, 5]))
+    made[:, 10:12] = 0
+    put16(made, 10, -column_sums(made, 0, 20) % 65535)
+    return split(made.tobytes(), 20)

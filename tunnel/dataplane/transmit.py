@@ -13,10 +13,10 @@ MAX_OCTETS = 65507
 
 
 class _Group:
-    __slots__ = ("buffers", "df", "limit", "path", "size", "tos")
+    __slots__ = ("buffers", "df", "limit", "path", "size", "tos", "whole")
 
-    def __init__(self, path: Path, tos: int, df: bool, size: int) -> None:
-        self.path, self.tos, self.df, self.size = path, tos, df, size
+    def __init__(self, path: Path, tos: int, df: bool, size: int, *, whole: bool = False) -> None:
+        self.path, self.tos, self.df, self.size, self.whole = path, tos, df, size, whole
         self.limit = max(1, min(MAX_SEGMENTS, MAX_OCTETS // size))
         self.buffers: list[Buffer] = []
 
@@ -54,6 +54,19 @@ class Transmissions:
                 self._close(key)
                 group = None
 
+    def add_whole(self, key: int, path: Path, packets: list[bytes]) -> None:
+        """Append IP packets of one SA (*key*), header and all, of any sizes."""
+        while packets:
+            group = self._groups.get(key)
+            if group is not None and (group.path is not path or len(group.buffers) >= MAX_SEGMENTS):
+                self._close(key)
+                group = None
+            if group is None:
+                group = self._groups[key] = _Group(path, 0, False, 1, whole=True)
+            room = MAX_SEGMENTS - len(group.buffers)
+            group.buffers += packets[:room]
+            packets = packets[room:]
+
     def flush(self) -> None:
         """Put out every group that is still open."""
         for key in list(self._groups):
@@ -61,8 +74,12 @@ class Transmissions:
 
     def _close(self, key: int) -> None:
         group = self._groups.pop(key)
-        size = group.size if len(group.buffers) > 1 and group.path.encapsulated else 0
-        self._outputs.append(Transmit(group.path, tuple(group.buffers), size, group.tos, group.df))
+        buffers = tuple(group.buffers)
+        if group.whole:
+            self._outputs.append(Transmit(group.path, buffers, whole=True))
+            return
+        size = group.size if len(buffers) > 1 and group.path.encapsulated else 0
+        self._outputs.append(Transmit(group.path, buffers, size, group.tos, group.df))
 
 
 def _run_end(sizes: list[int], index: int, end: int, size: int) -> int:

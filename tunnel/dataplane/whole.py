@@ -84,8 +84,7 @@ def _esp(sa: OutboundSa, parts: list[Segment], version: int, tos: int) -> list[b
         sealed = esp.seal(sa, parts, NEXT_HEADER[version])
         number = sa.sequence - len(sealed)
         return [
-            outer.fresh(sa.path, ESP, len(packet), tos=tos, identification=_identification(number + index))
-            + packet
+            outer.fresh(sa.path, ESP, len(packet), tos=tos, identification=identification(number + index)) + packet
             for index, packet in enumerate(sealed, 1)
         ]
     first = parts[0][0] or parts[0][1]
@@ -126,7 +125,7 @@ def _tunnel(sa: OutboundSa, packet: bytes, version: int, tos: int) -> bytes:
     sa.sequence += 1
     number, params = sa.sequence, sa.params
     size = ah.length(sa.mac, sa.path.version)
-    made = outer.fresh(sa.path, AH, size + len(packet), tos=tos, identification=_identification(number))
+    made = outer.fresh(sa.path, AH, size + len(packet), tos=tos, identification=identification(number))
     return made + ah.seal(sa.mac, params.spi, number, params.suite.esn, made, NEXT_HEADER[version], packet)
 
 
@@ -134,9 +133,9 @@ def _identified(header: Buffer, number: int) -> Buffer:
     """Return *header* with an identification: the host would fill in one of zero, for each fragment."""
     if header[0] >> 4 == 6 or header[4] or header[5]:
         return header
-    return bytes(header[:4]) + _identification(number).to_bytes(2, "big") + bytes(header[6:])
+    return bytes(header[:4]) + identification(number).to_bytes(2, "big") + bytes(header[6:])
 
 
-def _identification(number: int) -> int:
+def identification(number: int) -> int:
     """Return an IPv4 identification that is not zero: it steps with the sequence number."""
     return number % _U16 + 1
