@@ -48,6 +48,8 @@ class Demands:
         self._of_sa: dict[int, dict[str, None]] = {}
         #: Failures in a row, by entry: they set how long the data plane should not ask again.
         self._failures: dict[str, int] = {}
+        #: IKE SAs, by number, that do not answer while unauthenticated answers say that they are unknown.
+        self._forgotten: set[int] = set()
         self._hinted: dict[str, Nanos] = {}
         #: IKE SAs, by number, that dial a host which stands in the policy only as one of many.
         self._to_hosts: set[int] = set()
@@ -112,8 +114,7 @@ class Demands:
         self._core.dialler.established(sa, now)
         self._to_hosts.discard(sa.number)
         self._drop_unanswered(sa, now)
-        twins = [other for other in self._core.of_peer(sa.peer_name) if other is not sa and other.usable]
-        if any(twin.initiator != sa.initiator for twin in twins):
+        if any(other.initiator != sa.initiator and other.usable for other in self._core.of_peer(sa.peer_name)):
             settings = self._core.settings
             self._core.timers.set(sa.number, Timer.REDUNDANT, now + settings.redundant_after)
 
@@ -200,16 +201,22 @@ class Demands:
         peer, waiting = sa.peer, [child.entry for child in sa.children.values() if not self.waits(child.entry)]
         if peer is None or not waiting or _cannot_dial(peer) or not self._may_act(f"redial {peer.name}", now):
             return
-        sa.forgotten = True
+        self._forgotten.add(sa.number)
         self._dial(peer, waiting[0], None, now)
 
     def _drop_unanswered(self, sa: IkeSa, now: Nanos) -> None:
         """The peer, authenticated, answers *sa*: a twin whose request it does not answer is dead."""
-        for other in self._core.of_peer(sa.peer_name):
+        for number in list(self._forgotten):
+            other = self._core.sas.get(number)
+            if other is None or other.state is State.CLOSED:
+                self._forgotten.discard(number)
+                continue
+            if other.peer_name != sa.peer_name:
+                continue
             request = other.window.outstanding
             if other is sa or not other.usable or request is None or other.remote_id != sa.remote_id:
                 continue
-            if request.sent >= 2 and other.forgotten:
+            if request.sent >= 2:
                 other.close(Failure(FailureKind.LOCAL, "the peer forgot it, and answers a new one"), now)
 
     def unknown_spi(self, path: Path, now: Nanos) -> None:

@@ -7,7 +7,6 @@ thousand peers are there within seconds, and a thousand dead ones are not a floo
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from ike.errors import LocalError
@@ -68,34 +67,33 @@ class Pace:
 
 
 class Dialler:
-    """IKE SAs that are to be dialled, and requests to be repeated, in the order in which they came."""
+    """IKE SAs that are to be dialled, and requests to be repeated: in turns, each in their order."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._pace = Pace(core.settings)
-        self._queue: deque[int] = deque()
-        #: What those in the queue that have not begun shall begin with.
+        #: By number of the IKE SA, in order: those to begin, with what they begin with, and those to repeat.
         self._new: dict[int, tuple[PeerEntry, str, Flow | None]] = {}
-        self._repeats: set[int] = set()
+        self._repeats: dict[int, None] = {}
+        self._repeated_last = False
 
     def dial(self, sa: IkeSa, peer: PeerEntry, entry: str, flow: Flow | None, now: Nanos) -> None:
         """Begin with *sa* now, or when its turn comes."""
-        if not self._queue and self._pace.take(now):
+        if not self._busy and self._pace.take(now):
             self._begin(sa, peer, entry, flow, now)
             return
         self._new[sa.number] = (peer, entry, flow)
-        self._wait(sa.number, now)
+        self._arm(now)
 
     def repeat(self, sa: IkeSa, now: Nanos) -> None:
         """IKE_SA_INIT of *sa* is due again: repeat it now or in its turn, or give it up."""
         request = sa.window.outstanding
-        if request is None or now >= request.give_up_at or (not self._queue and self._pace.take(now)):
+        if request is None or now >= request.give_up_at or (not self._busy and self._pace.take(now)):
             sa.retransmit(now)
             return
         self._core.timers.set(sa.number, Timer.RETRANSMIT, request.give_up_at)
-        if sa.number not in self._repeats:
-            self._repeats.add(sa.number)
-            self._wait(sa.number, now)
+        self._repeats[sa.number] = None
+        self._arm(now)
 
     def waits(self, sa: IkeSa) -> bool:
         """Whether a request of *sa* waits for its turn."""
@@ -105,26 +103,33 @@ class Dialler:
         """An IKE SA is up."""
         if sa.initiator and sa.dialled is not None:
             self._pace.answered(now - sa.dialled, now)
-            if self._queue:
+            if self._busy:
                 self._arm(now)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._new or self._repeats)
 
     def turn(self, now: Nanos) -> None:
         """Let those go whose turn it is, a few at a time: each is some work, and packets wait meanwhile."""
         begun = 0
-        while self._queue and begun < self._core.settings.work_a_turn:
-            sa = self._core.sas.get(self._queue[0])
+        while self._busy and begun < self._core.settings.work_a_turn:
+            queue = self._repeats if self._repeats and not (self._repeated_last and self._new) else self._new
+            number = next(iter(queue))
+            sa = self._core.sas.get(number)
             if sa is None or sa.state is not State.INITIATING:
-                self._forget(self._queue.popleft())
+                del queue[number]
                 continue
             if not self._pace.take(now):
                 break
-            number, begun = self._queue.popleft(), begun + 1
-            self._repeats.discard(number)
-            if (new := self._new.pop(number, None)) is not None:
-                self._begin(sa, *new, now)
-            elif isinstance(sa.current, IkeInit):
+            begun += 1
+            self._repeated_last = queue is self._repeats
+            if queue is self._repeats:
+                del self._repeats[number]
                 sa.retransmit(now)
-        if self._queue:
+            else:
+                self._begin(sa, *self._new.pop(number), now)
+        if self._busy:
             self._arm(now)
 
     def _begin(self, sa: IkeSa, peer: PeerEntry, entry: str, flow: Flow | None, now: Nanos) -> None:
@@ -137,15 +142,6 @@ class Dialler:
                 core.timers.set(sa.number, Timer.FALLBACK, now + core.settings.fallback_after)
         except LocalError as error:  # an algorithm that policy names and we cannot do
             sa.close(Failure(FailureKind.LOCAL, f"{error} ({peer.where})"), now)
-
-    def _wait(self, number: int, now: Nanos) -> None:
-        self._queue.append(number)
-        if len(self._queue) == 1:
-            self._arm(now)
-
-    def _forget(self, number: int) -> None:
-        self._new.pop(number, None)
-        self._repeats.discard(number)
 
     def _arm(self, now: Nanos) -> None:
         self._core.timers.set(NOBODY, Timer.DIAL, max(now, self._pace.ready_at()))

@@ -90,8 +90,6 @@ class IkeSa:
         self.closing: Failure | None = None
         #: The IKE SA that both ends rekey at once, while it is open which successor stands.
         self.predecessor: IkeSa | None = None
-        #: Unauthenticated answers say that the peer does not know it, and it does not answer.
-        self.forgotten = False
         #: A Delete for it waits its turn.
         self.leaving = False
         core.add(self)

@@ -59,6 +59,8 @@ def grant(
         mode = Mode.TUNNEL if entry.protection is None else entry.protection.mode
         if mode is Mode.TRANSPORT and not transport:
             continue
+        if not (_meets(entry.selectors.remote, remote) and _meets(entry.selectors.local, local)):
+            continue  # most of a peer's thousand entries are left here
         found = _intersect(entry, local, remote)
         if found is None:
             continue
@@ -113,6 +115,16 @@ def as_asked(
 def _packet_side(version: int, protocol: int, address: int, port: int | None) -> TrafficSelector:
     ports = PortRange(0, 65535) if port is None else PortRange(port, port)
     return TrafficSelector(protocol, AddressRange(version, address, address), ports)
+
+
+def _meets(side: TrafficSelector, asked: Sequence[TrafficSelector]) -> bool:
+    """Whether any selector asked for has addresses in common with *side*."""
+    mine = side.addresses
+    return any(
+        each.addresses.start <= mine.end and mine.start <= each.addresses.end
+        for each in asked
+        if each.addresses.version == mine.version
+    )
 
 
 def _intersect(

@@ -86,6 +86,18 @@ def test_silent_peers_are_no_flood_and_each_has_its_turn() -> None:
     assert alone.endpoint.status(alone.now) == []
 
 
+def test_who_was_asked_is_asked_again_before_all_others_were_asked() -> None:
+    # The first request may be lost: it must not wait behind a thousand peers, and be given up meanwhile.
+    alone = Alone(hub())
+    begun = alone.now
+    alone.dial()
+    alone.wait(5 * SECOND)
+    times = [at - begun for at, address in alone.sent if address == "10.8.0.0"]
+    assert len(times) >= 2
+    assert times[1] < 2 * SECOND
+    assert len({address for _, address in alone.sent}) < _PEERS
+
+
 def test_those_that_failed_together_do_not_come_again_together() -> None:
     alone = Alone(hub(100))
     alone.dial(100)
