@@ -7,7 +7,6 @@ leave in clear, whatever fails afterwards.
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
@@ -225,8 +224,7 @@ class Agent:
             undo.pop_all()
         self._runtime.start()
         # What is there now stays: the collector need not look through it again while packets wait.
-        gc.collect()
-        gc.freeze()
+        process.calm_collector()
 
     async def _open_tun(self) -> Tun:
         """Return the TUN, up and with the routes to it."""
@@ -259,7 +257,6 @@ class Agent:
         self._spawn(self._follow_names())
         self._spawn(self._watchdog())
         self._spawn(self._lag.follow())
-        process.calm_collector()
         self._log.say(Level.INFO, "ready", f"the agent is up; TUN {self._runtime.tun.name}")
         process.notify(f"READY=1\nSTATUS=policy {self._snapshot.policy or 'none'}")
         try:
