@@ -43,7 +43,8 @@ def parse(links: Iterable[Any], tun: str) -> Links:
         name = link.get("ifname") if isinstance(link, dict) else None
         if not isinstance(name, str) or name == tun or _PLAIN_NAME.fullmatch(name) is None:
             continue
-        flags, kind = link.get("flags", ()), link.get("link_type")
+        flags, kind = link.get("flags"), str(link.get("link_type"))
+        flags = flags if isinstance(flags, list) else ()
         if kind == "loopback" or "LOOPBACK" in flags:
             continue
         (remote if kind in _REMOTE_ACCESS or "POINTOPOINT" in flags else lan).append(name)
