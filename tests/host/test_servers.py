@@ -19,6 +19,11 @@ def texts(addresses: object) -> list[str]:
     return [str(address) for address in addresses]
 
 
+@pytest.mark.parametrize("odd", [{"via": "10.0.0.1"}, {"via": 5}, {"nexthops": 7}, {"nexthops": ["x", None]}])
+def test_a_default_route_of_another_shape_names_no_gateway(odd: dict[str, object]) -> None:
+    assert default_gateways([{"dst": "default", **odd}]) == []
+
+
 def test_resolv_conf() -> None:
     text = (
         "# nameserver 192.0.2.9\nsearch example\nnameserver 192.0.2.1 # first\nnameserver\tfe80::1%eth0\n"

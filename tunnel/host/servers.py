@@ -71,9 +71,11 @@ def default_gateways(routes: Iterable[Any]) -> list[IpAddress]:
         if not isinstance(route, dict) or route.get("dst") != "default":
             continue
         metric = route.get("metric", 0)
-        for hop in (route, *(hop for hop in route.get("nexthops", ()) if isinstance(hop, dict))):
+        hops = route.get("nexthops")
+        for hop in (route, *(hop for hop in (hops if isinstance(hops, list) else ()) if isinstance(hop, dict))):
             # An IPv4 route by way of an IPv6 neighbour has "via" instead.
-            via = hop.get("gateway") or (hop.get("via") or {}).get("host")
+            neighbour = hop.get("via")
+            via = hop.get("gateway") or (neighbour.get("host") if isinstance(neighbour, dict) else None)
             found += [(metric if isinstance(metric, int) else 0, address) for address in _address(str(via))]
     return list(dict.fromkeys(address for _, address in sorted(found, key=lambda pair: pair[0])))
 
