@@ -70,6 +70,9 @@ class IkeControl(Protocol):
     def export_keys(self) -> list[IkeSaKeys]:
         """Return the keys of every IKE SA, for the operator's capture."""
 
+    def counters(self) -> Mapping[str, int]:
+        """Return what happened to messages that led nowhere."""
+
     def failures(self) -> Mapping[str, str]:
         """Return why the last exchange with a peer failed, by peer."""
 

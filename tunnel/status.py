@@ -32,6 +32,7 @@ def status(gateway: Gateway, now: Nanos) -> dict[str, object]:
         "peers": _peers(gateway, now),
         "children": [child_object(gateway, installed, now) for installed in gateway.children],
         "drops": {reason.value: count for reason, count in gateway.dataplane.drops().items() if count},
+        "ike": {what: count for what, count in sorted(gateway.ike.counters().items()) if count},
         "held": gateway.dataplane.counters().held,
         "tun_mtu": gateway.dataplane.tun_mtu(),
     }

@@ -215,6 +215,8 @@ STATUS = {
     "children": [{}, {}],
     "held": 4,
     "drops": {"integrity": 2},
+    "ike": {"cookie demanded": 5},
+    "errors": {"kernel": 6},
 }
 
 
@@ -222,6 +224,8 @@ def test_metrics_text() -> None:
     lines = metrics.render(STATUS).splitlines()
     assert {
         "mirrorgate_entries_configured 2", "mirrorgate_entries_up 1", "mirrorgate_peers_up 1",
+        'mirrorgate_ike_messages_total{outcome="cookie demanded"} 5',
+        'mirrorgate_socket_errors_total{kind="kernel"} 6',
         "mirrorgate_child_sas 2", "mirrorgate_held_packets 4", 'mirrorgate_drops_total{reason="integrity"} 2',
     } <= set(lines)  # fmt: skip
 

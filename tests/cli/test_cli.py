@@ -42,6 +42,7 @@ STATUS: dict[str, Any] = {
         {"peer": "gw-c", "address": None, "state": "down", "reason": "no answer", "ike_sas": []},
     ],
     "children": [CHILD], "drops": {"integrity": 2}, "held": 1, "tun_mtu": 1400,
+    "ike": {"cookie demanded": 7},
     "guard": {"clear_out": 3, "clear_in": 0}, "errors": {"send": 1, "receive": 0},
 }  # fmt: skip
 EXPLAINED = {

@@ -206,6 +206,9 @@ class FakeControl:
     def export_keys(self) -> list[IkeSaKeys]:
         return []
 
+    def counters(self) -> MappingType[str, int]:
+        return {"cookie demanded": 3}
+
     def failures(self) -> MappingType[str, str]:
         return self.failed
 

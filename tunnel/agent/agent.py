@@ -431,7 +431,7 @@ class Agent:
             self._log.say(Level.WARNING, "host", str(error))
 
     def _status(self) -> Mapping[str, object]:
-        return self.command(Status())
+        return {**self.command(Status()), **self.errors()}
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -35,6 +35,13 @@ def render(status: Mapping[str, object]) -> str:
     ]
     for reason, count in sorted(drops.items()) if isinstance(drops, dict) else ():
         lines.append(f'mirrorgate_drops_total{{reason="{reason}"}} {count}')
+    lines.append("# TYPE mirrorgate_ike_messages_total counter")
+    ignored, errors = status.get("ike"), status.get("errors")
+    for what, count in sorted(ignored.items()) if isinstance(ignored, dict) else ():
+        lines.append(f'mirrorgate_ike_messages_total{{outcome="{what}"}} {count}')
+    lines.append("# TYPE mirrorgate_socket_errors_total counter")
+    for what, count in sorted(errors.items()) if isinstance(errors, dict) else ():
+        lines.append(f'mirrorgate_socket_errors_total{{kind="{what}"}} {count}')
     return "\n".join([*lines, ""])
 
 

@@ -33,6 +33,8 @@ def status(answer: Table) -> str:
     lines += ["", f"Held    {answer['held']} packets wait for an SA; TUN MTU {answer['tun_mtu']}"]
     drops = {**answer["drops"]}
     lines.append(f"Drops   {_counts(drops) if drops else 'none'}")
+    if answer.get("ike"):
+        lines.append(f"IKE     {_counts(answer['ike'])}")
     guard = {name: count for name, count in answer.get("guard", {}).items() if count}
     lines.append(f"Guard   {_counts(guard) if guard else 'nothing stopped'}")
     errors = {name: count for name, count in answer.get("errors", {}).items() if count}

@@ -117,6 +117,10 @@ class ManualControl:
         """It has no IKE SAs."""
         return []
 
+    def counters(self) -> MappingType[str, int]:
+        """Nothing is ignored here."""
+        return {}
+
     def failures(self) -> MappingType[str, str]:
         """Nothing was tried."""
         return {}
