@@ -100,6 +100,7 @@ class FakeSocket:
         self.writable, self.flushed = True, 0
         self.unseen = 0
         self.reads = 16
+        self.apart: FakeSocket | None = None
 
     def receive(self, limit: int) -> list[bytes]:
         return [b"" for _ in os.read(self.fd, limit)]
@@ -192,6 +193,18 @@ async def test_what_a_socket_dropped_unseen_comes_into_the_books(bench: Bench) -
     await bench.turn()
     assert bench.gateway.dataplane.calls == [("drop_unknown", 7)]
     assert sock.unseen == 0
+
+
+async def test_ike_goes_before_what_may_need_its_sa(bench: Bench) -> None:
+    """A few messages at a time, and each burst is carried out before the next is read."""
+    apart = FakeSocket()
+    bench.wire.sockets[4, 4500].apart = apart
+    os.write(apart.far, b"i" * 6)
+    os.write(bench.wire.sockets[4, 4500].far, b"eee")
+    await bench.turn()
+    assert bench.gateway.inputs == [("wire", 4), ("wire", 3)]
+    os.close(apart.fd)
+    os.close(apart.far)
 
 
 async def test_a_readiness_moves_one_bounded_burst(bench: Bench) -> None:

@@ -29,6 +29,8 @@ from tunnel.outputs import Output, SoftSa, Steer, TunMtu
 #: Of the TUN's frames, which may be single packets, as many a wake-up as one send takes; a socket says how many
 #: reads it wants (``reads``).
 _FRAMES = 64
+#: Messages of IKE's own socket that go before each burst of the other one on its port.
+_FIRST = 4
 #: The longest sleep of the timer.
 _LOOK_S = 20.0
 
@@ -130,7 +132,12 @@ class Runtime:
             self.drain()
 
     def _wire_ready(self, sock: WireSocket | TooBigSocket) -> None:
-        datagrams = sock.receive(sock.reads)
+        if sock.apart is not None:
+            self._take(sock.apart, _FIRST)
+        self._take(sock, sock.reads)
+
+    def _take(self, sock: WireSocket | TooBigSocket, reads: int) -> None:
+        datagrams = sock.receive(reads)
         if sock.unseen:
             self.gateway.dataplane.drop_unknown(sock.unseen)
             sock.unseen = 0

@@ -42,9 +42,6 @@ _CONTROL_SPACE_RAW6 = 6400
 _UDP, _ESP, _AH, _WHOLE = 17, 50, 51, 255
 #: Stands for the protocol of the second socket of port 4500, which IKE comes to.
 _APART = 254
-#: Messages that are read from it before each burst of the first: an IKE message may bring the SA of the next
-#: packet.
-_APART_FIRST = 4
 #: Reads a turn of the loop: what may be handshakes gets half a millisecond of it, what may be data a few
 #: milliseconds, which is sixteen superpackets.
 _HANDSHAKE_READS, _DATA_READS, _DATA_OCTETS = 8, 64, 16 << 16
@@ -102,8 +99,9 @@ class WireSocket:
         #: SPIs of the inbound SAs, and how many packets of other SPIs were dropped because of them.
         self.known: Container[int] | None = None
         self.unseen = 0
-        #: The socket that IKE of this port comes to, if it has one of its own.
-        self._apart: WireSocket | None = None
+        #: The socket that IKE of this port comes to, if it has one of its own. A few of its messages go to the
+        #: core before this one is read: an IKE message may bring the SA of the next packet.
+        self.apart: WireSocket | None = None
         #: Datagrams that could not be sent, and received ones that were cut off or had no address.
         self.send_errors = 0
         self.receive_errors = 0
@@ -135,19 +133,18 @@ class WireSocket:
             sockfilter.share(self._socket, sockfilter.WHICH)
         except OSError:  # before 4.5
             return False
-        self._apart = apart
+        self.apart = apart
         return True
 
     def receive(self, limit: int) -> list[WireDatagrams]:
-        """Return what is ready, *limit* reads or a megabyte at the most, and a few of IKE's socket before.
+        """Return what is ready, *limit* reads or a megabyte at the most.
 
         Of several packets for SPIs that are not ``known`` the first is returned, for the core to wonder about. The
         others are counted in ``unseen``, before anything is made of them.
         """
-        datagrams = [] if self._apart is None else self._apart.receive(_APART_FIRST)
+        datagrams: list[WireDatagrams] = []
         receive, view, space = self._socket.recvmsg_into, self._view, self._control_space
-        # A message that was read just now may bring the SA of a packet behind it.
-        known, told = None if datagrams else self.known, False
+        known, told = self.known, False
         left = _DATA_OCTETS
         for _ in range(limit):
             try:

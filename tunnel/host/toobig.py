@@ -32,6 +32,7 @@ class TooBigSocket:
     send_errors = 0
     unseen = 0
     reads = 16
+    apart = None
 
     def __init__(self, path_mtu: Callable[[Endpoint, int], None]) -> None:
         self._path_mtu = path_mtu
