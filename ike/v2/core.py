@@ -14,6 +14,7 @@ from ike.wire.message import Message
 from ike.wire.payloads import Payload
 from policy.clock import Entropy, Nanos
 from policy.model import Encapsulation
+from policy.pad import is_one_of_many
 from policy.path import IpAddress, Path
 from policy.spd import Disposition, Snapshot, SpdEntry
 
@@ -112,7 +113,10 @@ class Core:
         if snapshot is not self.snapshot or peer not in known:
             known = known if snapshot is self.snapshot else {}
             found = [entry.protection for entry in self.entries_of(peer)]
-            known[peer] = frozenset(each.encapsulation for each in found if each is not None)
+            said = frozenset(each.encapsulation for each in found if each is not None)
+            if is_one_of_many(peer):  # anybody's address makes one
+                return said
+            known[peer] = said
             self._encapsulations = (self.snapshot, known)
         return known[peer]
 

@@ -102,7 +102,7 @@ class FakeSocket:
         self.reads = 16
         self.apart: FakeSocket | None = None
 
-    def receive(self, limit: int) -> list[bytes]:
+    def receive(self, limit: int, *, unseen: bool = True) -> list[bytes]:
         return [b"" for _ in os.read(self.fd, limit)]
 
     def flush(self) -> None:

@@ -32,8 +32,9 @@ from tests.support.packets import (
     udp4,
     udp6,
 )
-from tunnel.dataplane.contract import DataPlaneOutput, Transmit, TunFrame
+from tunnel.dataplane.contract import DataPlaneOutput, InternalError, Transmit, TunFrame
 from tunnel.dataplane.offload import NEEDS_CSUM
+from tunnel.dataplane.runs import Runs
 from tunnel.dataplane.singles import Singles
 
 SUITES = [GCM, CHACHA, replace(GCM, esn=True), CBC_SHA256]
@@ -216,6 +217,18 @@ def test_a_run_is_sealed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pair.left.outbound(in_runs(frames[:1]), 0)
     monkeypatch.setattr(Singles, "seal", None)
     pair.left.outbound(in_runs(frames), 0)
+    assert pair.left.counters().outbound_out == 31
+
+
+def test_a_bug_in_the_quick_way_of_runs_costs_nothing_but_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(GCM)
+    frames = [tun(udp4(bytes(20))) for _ in range(30)]
+    pair.left.outbound(in_runs(frames[:1]), 0)
+    drain(pair.left)
+    monkeypatch.setattr(Runs, "seal", None)
+    pair.left.outbound(in_runs(frames), 0)
+    outputs = drain(pair.left)
+    assert sum(isinstance(output, InternalError) for output in outputs) == 1
     assert pair.left.counters().outbound_out == 31
 
 

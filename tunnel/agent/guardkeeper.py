@@ -55,8 +55,9 @@ class GuardKeeper:
     def _changed(self) -> None:
         loss = self._watch.look()
         before, self._replaced = self._replaced, self._steering.replaced
-        if loss is None or (before != self._replaced and self._watch.stands()):
-            return  # it stands, or what was told of crossed with a replacement of our own
+        crossed = loss is Loss.UNKNOWN and before != self._replaced
+        if loss is None or (crossed and self._watch.stands()):
+            return  # it stands, or what could not be followed was a replacement of our own
         self._loss = loss
         if not self._restoring:
             self._restoring = True
@@ -69,7 +70,7 @@ class GuardKeeper:
                 self._loss = None
                 try:
                     await self._on_host(self._steering.restore)
-                except HostError as error:
+                except Exception as error:
                     self._loss = loss
                     what = f"the guard {loss.value} and cannot be restored, next try in {wait:g} s: {error}"
                     self._log.say(Level.ERROR, "guard_lost", what)

@@ -22,6 +22,7 @@ from tunnel.host.system import HostError
 
 _MAX_REQUEST = 4096
 _TIMEOUT_S = 5
+_FRESH_S = 1.0
 _PAGE = resource.getpagesize()
 _STARTED = time.time()
 _NEGOTIATED = tuple(state.value for state in EntryState if state is not EntryState.NOT_APPLICABLE)
@@ -191,18 +192,26 @@ def _process(page: _Page, status: Mapping[str, Any]) -> None:
 
 
 async def serve(address: str, status: Callable[[], Awaitable[Mapping[str, Any]]]) -> asyncio.Server:
-    """Answer GET /metrics on ``host:port``, one scrape at a time. HostError when the address cannot be bound."""
+    """Answer GET /metrics on ``host:port``. HostError when the address cannot be bound.
+
+    Whoever asks gets the page that the last one got, if that is not a second old: scrapes cannot load the agent.
+    """
     scraping = asyncio.Lock()
+    clock = asyncio.get_running_loop().time
+    last, made = "", float("-inf")
 
     async def page() -> str:
+        nonlocal last, made
         async with scraping:
-            return render(await status())
+            if clock() - made > _FRESH_S:
+                last, made = render(await status()), clock()
+            return last
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _TIMEOUT_S)
             found = head.startswith((b"GET /metrics ", b"GET /metrics?"))
-            body = (await page() if found else "metrics are at /metrics\n").encode()
+            body = (await asyncio.wait_for(page(), _TIMEOUT_S) if found else "metrics are at /metrics\n").encode()
             code = "200 OK" if found else "404 Not Found"
             writer.write(
                 f"HTTP/1.1 {code}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"

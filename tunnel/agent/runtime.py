@@ -138,7 +138,7 @@ class Runtime:
         self._take(sock, sock.reads)
 
     def _take(self, sock: WireSocket | TooBigSocket, reads: int) -> None:
-        datagrams = sock.receive(reads)
+        datagrams = sock.receive(reads, unseen=self.tap is None)  # an operator who captures sees all
         if sock.unseen:
             self.gateway.dataplane.drop_unknown(sock.unseen)
             sock.unseen = 0

@@ -95,13 +95,20 @@ class Outbound:
         for frame in frames:
             if frame.size:
                 self._singly(singles, now)
-                sealed = self._runs.seal(frame, self._cache, now)
+                sealed = self._seal_run(frame, now)
                 left = sealed * frame.size < len(frame.data)
                 singles = [TunFrame(data) for data in frame.reads()[sealed:]] if left else []
             else:
                 singles.append(frame)
         self._singly(singles, now)
         self._transmissions.flush()
+
+    def _seal_run(self, frame: TunFrame, now: Nanos) -> int:
+        try:
+            return self._runs.seal(frame, self._cache, now)
+        except Exception as error:  # each packet by itself tells which it is
+            self._ledger.internal_error("outbound", error)
+            return 0
 
     def _singly(self, frames: list[TunFrame], now: Nanos) -> None:
         index, total = 0, len(frames)

@@ -10,6 +10,9 @@ from tunnel.dataplane.contract import Transmit, WireDatagrams
 from tunnel.host import cmsg, mmsg
 from tunnel.host.sockets import CUT_OFF, MAX_PATHS, PathMtuReport, WireSocket
 
+#: Control messages without extension headers, whose octets anybody may choose, are no longer than this.
+_PLAIN_CONTROL = 128
+
 
 class RawSocket(WireSocket):
     """A raw socket of one IP *version* and *protocol*."""
@@ -20,7 +23,7 @@ class RawSocket(WireSocket):
         self._arrival_paths: dict[tuple[bytes, bytes], Path] = {}
         self._said: dict[bytes, cmsg.Received] = {}
 
-    def receive(self, limit: int) -> list[WireDatagrams]:
+    def receive(self, limit: int, *, unseen: bool = True) -> list[WireDatagrams]:
         """Return what is ready: as many single datagrams as one system call takes, whatever *limit* says."""
         datagrams: list[WireDatagrams] = []
         take = self._take_v4 if self.version == 4 else self._take_v6
@@ -52,9 +55,10 @@ class RawSocket(WireSocket):
         said = self._said.get(control)
         if said is None:
             said = cmsg.parse(mmsg.unpacked(control))
-            if len(self._said) >= MAX_PATHS:
-                self._said.clear()
-            self._said[control] = said
+            if len(control) <= _PLAIN_CONTROL:
+                if len(self._said) >= MAX_PATHS:
+                    self._said.clear()
+                self._said[control] = said
         path = self._path(name, said.local)
         if path is None:
             return None

@@ -135,15 +135,15 @@ class WireSocket:
         self.apart = apart
         return True
 
-    def receive(self, limit: int) -> list[WireDatagrams]:
+    def receive(self, limit: int, *, unseen: bool = True) -> list[WireDatagrams]:
         """Return what is ready, *limit* reads or a megabyte at the most.
 
         Of several packets for SPIs that are not ``known`` the first is returned, for the core to wonder about. The
-        others are counted in ``unseen``, before anything is made of them.
+        others are counted in ``unseen``, before anything is made of them, unless *unseen* is False.
         """
         datagrams: list[WireDatagrams] = []
         receive, view, space = self._socket.recvmsg_into, self._view, self._control_space
-        known, told = self.known, False
+        known, told = self.known if unseen else None, False
         left = _DATA_OCTETS
         for _ in range(limit):
             try:

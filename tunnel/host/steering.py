@@ -88,11 +88,11 @@ class Steering:
 
     def soft(self, local: IpAddress, remote: IpAddress, seconds: float) -> None:
         """Let two hosts talk in clear for *seconds* where an entry has ``fallback_clear``; 0 ends that."""
-        if seconds > 0:
-            self._soft[local, remote] = _now() + seconds
-        else:
-            self._soft.pop((local, remote), None)
-        with self._replacing:
+        with self._replacing:  # whoever replaces the table reads the pairs
+            if seconds > 0:
+                self._soft[local, remote] = _now() + seconds
+            else:
+                self._soft.pop((local, remote), None)
             run(["nft", "-f", "-"], stdin=ruleset.soft_element(local, remote, math.ceil(max(seconds, 0))))
 
     def _soft_pairs(self) -> list[ruleset.SoftPair]:

@@ -45,7 +45,7 @@ class TooBigSocket:
         self._socket.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, bytes(passes))
         self.fd = self._socket.fileno()
 
-    def receive(self, limit: int) -> list[WireDatagrams]:
+    def receive(self, limit: int, *, unseen: bool = True) -> list[WireDatagrams]:
         """Report the path MTUs that came; there are never datagrams."""
         for _ in range(limit):
             try:
