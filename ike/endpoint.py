@@ -244,10 +244,8 @@ class IkeEndpoint:
                     sa.retransmit(now)
                 self._say_silence(sa, now)
             case Timer.FALLBACK:
-                if isinstance(sa.current, IkeInit) and self._core.dialler.waits(sa):
-                    self._core.timers.set(sa.number, Timer.FALLBACK, now + SECOND)  # it was hardly asked yet
-                elif isinstance(sa.current, IkeInit) and not sa.answered:
-                    sa.close(Failure(FailureKind.NO_ANSWER, "nobody answered"), now)
+                if isinstance(sa.current, IkeInit) and not sa.answered:
+                    self._fall_back(sa, now)
             case Timer.SETTLE:
                 if isinstance(sa.current, IkeInit):
                     sa.current.settle(sa, now)
@@ -272,6 +270,15 @@ class IkeEndpoint:
                 self._core.demands.settle_redundant(sa, now)
             case Timer.LINGER:
                 self._core.remove(sa)
+
+    def _fall_back(self, sa: IkeSa, now: Nanos) -> None:
+        """Nobody answered, as far as ``fallback_clear`` cares: unless the peer was hardly asked, or just now."""
+        dialler = self._core.dialler
+        at = now + SECOND if dialler.waits(sa) else dialler.answer_due(sa)
+        if now < at:
+            self._core.timers.set(sa.number, Timer.FALLBACK, at)
+        else:
+            sa.close(Failure(FailureKind.NO_ANSWER, "nobody answered"), now)
 
     def _say_silence(self, sa: IkeSa, now: Nanos) -> None:
         """Tell that a peer does not answer before the request is given up: somebody may be waiting for it."""

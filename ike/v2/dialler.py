@@ -88,6 +88,9 @@ class Dialler:
     def repeat(self, sa: IkeSa, now: Nanos) -> None:
         """IKE_SA_INIT of *sa* is due again: repeat it now or in its turn, or give it up."""
         request = sa.window.outstanding
+        if request is not None and request.give_up_at <= now < self.answer_due(sa):
+            self._core.timers.set(sa.number, Timer.RETRANSMIT, self.answer_due(sa))
+            return
         if request is None or now >= request.give_up_at or (not self._busy and self._pace.take(now)):
             sa.retransmit(now)
             return
@@ -98,6 +101,13 @@ class Dialler:
     def waits(self, sa: IkeSa) -> bool:
         """Whether a request of *sa* waits for its turn."""
         return sa.number in self._new or sa.number in self._repeats
+
+    def answer_due(self, sa: IkeSa) -> Nanos:
+        """Return when silence begins to mean something: requests leave late here, and answers take their time.
+
+        Before, an attempt must not end with NO_ANSWER: policy may allow clear text then.
+        """
+        return sa.spoke + self._core.settings.dial.first
 
     def established(self, sa: IkeSa, now: Nanos) -> None:
         """An IKE SA is up."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ike.constants import ExchangeType
 from ike.endpoint import IkeEndpoint
-from ike.events import AcquireFailed, SendIke
+from ike.events import AcquireFailed, FailureKind, SendIke
 from ike.v2.dialler import Pace
 from ike.v2.settings import IkeSettings
 from ike.wire.header import parse_header
@@ -29,9 +31,9 @@ def hub(peers: int = _PEERS, **protection: object) -> Snapshot:
 class Alone:
     """An endpoint whose peers do not answer."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, settings: IkeSettings = SETTINGS) -> None:
         self.now: Nanos = SECOND
-        self.endpoint = IkeEndpoint(entropy=Randomness("alone"))
+        self.endpoint = IkeEndpoint(entropy=Randomness("alone"), settings=settings)
         self.endpoint.load(snapshot, self.now)
         self.sent: list[tuple[Nanos, str]] = []
         self.failed: list[tuple[Nanos, AcquireFailed]] = []
@@ -122,6 +124,36 @@ def test_who_was_hardly_asked_is_not_said_to_speak_no_ike() -> None:
         assert at - first[address] >= SETTINGS.fallback_after
         assert sum(to == address for _, to in alone.sent) >= 2
     assert max(first.values()) > begun + SETTINGS.fallback_after
+
+
+@pytest.mark.parametrize("fallback_after", [SETTINGS.fallback_after, 5_100 * MILLISECOND, 7_777 * MILLISECOND])
+@pytest.mark.parametrize("peers", [60, _PEERS, 900])
+def test_clear_text_does_not_begin_while_an_answer_may_be_on_its_way(peers: int, fallback_after: Nanos) -> None:
+    # A repetition that waited for its turn leaves late: silence after it counts from then on.
+    alone = Alone(hub(peers, fallback_clear=True), IkeSettings(fallback_after=fallback_after))
+    alone.dial(peers)
+    alone.wait(120 * SECOND)
+    last: dict[str, list[Nanos]] = {}
+    for at, address in alone.sent:
+        last.setdefault(address, []).append(at)
+    assert len(alone.failed) == peers
+    for at, failure in alone.failed:
+        assert failure.kind is FailureKind.NO_ANSWER
+        number = int(failure.entry[1:])
+        asked = [sent for sent in last[f"10.8.{number >> 8}.{number & 255}"] if sent <= at]
+        assert at - asked[-1] >= SETTINGS.dial.first
+
+
+def test_an_attempt_is_not_given_up_while_an_answer_may_be_on_its_way() -> None:
+    # fallback_clear reads the end of the attempt as silence too.
+    alone = Alone(hub())
+    alone.dial()
+    alone.wait(90 * SECOND)
+    assert len(alone.failed) == _PEERS
+    for at, failure in alone.failed:
+        number = int(failure.entry[1:])
+        asked = max(sent for sent, to in alone.sent if to == f"10.8.{number >> 8}.{number & 255}")
+        assert at - asked >= SETTINGS.dial.first
 
 
 def test_a_peer_that_was_taken_out_of_the_policy_loses_its_turn() -> None:
