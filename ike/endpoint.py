@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from ike.constants import ExchangeType
-from ike.errors import IkeError, InvalidMajorVersion
+from ike.errors import InvalidMajorVersion, WireError
 from ike.events import FailureKind, IkeOutput, IkeSaKeys, Level
 from ike.names import describe
 from ike.status import IkeSaStatus
@@ -55,7 +56,7 @@ class IkeEndpoint:
         """*last_heard* tells when a Child SA last received an authenticated packet, 0 for never."""
         self._core = Core(entropy, last_heard, IkeSettings() if settings is None else settings)
         self._core.demands = Demands(self._core)
-        self._core.dialler = Dialler(self._core)
+        self._core.dialler = Dialler(self._core, self._quarantine)
         self._core.respond = respond
         self._strangers = Strangers(self._core)
         #: How many rekeys an operator asked for, at one instant.
@@ -71,7 +72,7 @@ class IkeEndpoint:
         """Take one IKE message, its non-ESP marker removed."""
         try:
             self._receive(path, data, now)
-        except IkeError as error:
+        except WireError as error:
             self._core.counters["malformed"] += 1
             self._core.tell(
                 now,
@@ -186,7 +187,7 @@ class IkeEndpoint:
     # Helpers.
 
     def _receive(self, path: Path, data: bytes, now: Nanos) -> None:
-        """Parse what is worth it, and hand it to its IKE SA. Raises IkeError for what is not an IKE message."""
+        """Parse what is worth it, and hand it to its IKE SA. Raises WireError for what is not an IKE message."""
         look = glance(data)
         if look is None or (look.length != len(data) and look.ours):
             self._core.counters["malformed"] += 1
@@ -206,9 +207,9 @@ class IkeEndpoint:
                     self._strangers.prove(path)
         except InvalidMajorVersion as error:
             self._strangers.other_version(error, path, len(data), now)
-        except IkeError:
+        except WireError:
             raise
-        except Exception as error:
+        except Exception as error:  # other IkeErrors among them: who raises them must see that they are answered
             self._quarantine(sa, error, now)
 
     def _has_time(self, now: Nanos) -> bool:
@@ -312,10 +313,12 @@ class IkeEndpoint:
         )
         self._core.counters["internal error"] += 1
         if sa is not None:
-            try:
-                sa.close(Failure(FailureKind.LOCAL, "internal error"), now)
-            except Exception:  # the tables must let go of it whatever state it is in
+            failure = Failure(FailureKind.LOCAL, "internal error")
+            with suppress(Exception):  # it is told already
+                sa.close(failure, now)
+            if self._core.timers.at(sa.number, Timer.LINGER) is None:  # closing it met the bug, now or before
                 self._core.remove(sa)
+                self._core.demands.closed(sa, State.CLOSED, failure, now)
 
     def export_keys(self) -> list[IkeSaKeys]:
         """Return the keys of every IKE SA, for the operator's capture: the only way that they leave."""

@@ -18,6 +18,8 @@ from ike.v2.tasks.task import Failure
 from policy.clock import SECOND, Nanos
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ike.v2.core import Core
     from ike.v2.sa import IkeSa
     from ike.v2.settings import IkeSettings
@@ -69,8 +71,10 @@ class Pace:
 class Dialler:
     """IKE SAs that are to be dialled, and requests to be repeated: in turns, each in their order."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, quarantine: Callable[[IkeSa, Exception, Nanos], None]) -> None:
+        """*quarantine* ends an IKE SA that met a bug of ours, and tells of it."""
         self._core = core
+        self._quarantine = quarantine
         self._pace = Pace(core.settings)
         #: By number of the IKE SA, in order: those to begin, with what they begin with, and those to repeat.
         self._new: dict[int, tuple[PeerEntry, str, Flow | None]] = {}
@@ -123,35 +127,46 @@ class Dialler:
     def turn(self, now: Nanos) -> None:
         """Let those go whose turn it is, a few at a time: each is some work, and packets wait meanwhile."""
         begun = 0
-        while self._busy and begun < self._core.settings.work_a_turn:
-            queue = self._repeats if self._repeats and not (self._repeated_last and self._new) else self._new
-            number = next(iter(queue))
-            sa = self._core.sas.get(number)
-            if sa is None or sa.state is not State.INITIATING:
-                del queue[number]
-                continue
-            if not self._pace.take(now):
-                break
-            begun += 1
-            self._repeated_last = queue is self._repeats
-            if queue is self._repeats:
-                del self._repeats[number]
-                sa.retransmit(now)
-            else:
-                self._begin(sa, *self._new.pop(number), now)
-        if self._busy:
-            self._arm(now)
+        try:
+            while self._busy and begun < self._core.settings.work_a_turn:
+                queue = self._repeats if self._repeats and not (self._repeated_last and self._new) else self._new
+                number = next(iter(queue))
+                sa = self._core.sas.get(number)
+                if sa is None or sa.state is not State.INITIATING:
+                    del queue[number]
+                    continue
+                if not self._pace.take(now):
+                    break
+                begun += 1
+                self._repeated_last = queue is self._repeats
+                if queue is self._repeats:
+                    del self._repeats[number]
+                    self._repeat(sa, now)
+                else:
+                    self._begin(sa, *self._new.pop(number), now)
+        finally:
+            if self._busy:
+                self._arm(now)
+
+    def _repeat(self, sa: IkeSa, now: Nanos) -> None:
+        try:
+            sa.retransmit(now)
+        except Exception as error:  # one IKE SA must not keep the others from their turn
+            self._quarantine(sa, error, now)
 
     def _begin(self, sa: IkeSa, peer: PeerEntry, entry: str, flow: Flow | None, now: Nanos) -> None:
         core = self._core
         sa.dialled = now
         try:
-            IkeInit(sa, peer, entry, flow).begin(sa, now)
-            found = core.entry(entry)
-            if found is not None and found.protection is not None and found.protection.fallback_clear:
-                core.timers.set(sa.number, Timer.FALLBACK, now + core.settings.fallback_after)
-        except LocalError as error:  # an algorithm that policy names and we cannot do
-            sa.close(Failure(FailureKind.LOCAL, f"{error} ({peer.where})"), now)
+            try:
+                IkeInit(sa, peer, entry, flow).begin(sa, now)
+                found = core.entry(entry)
+                if found is not None and found.protection is not None and found.protection.fallback_clear:
+                    core.timers.set(sa.number, Timer.FALLBACK, now + core.settings.fallback_after)
+            except LocalError as error:  # an algorithm that policy names and we cannot do
+                sa.close(Failure(FailureKind.LOCAL, f"{error} ({peer.where})"), now)
+        except Exception as error:  # it would have no timer, and who waits for it would wait for ever
+            self._quarantine(sa, error, now)
 
     def _arm(self, now: Nanos) -> None:
         self._core.timers.set(NOBODY, Timer.DIAL, max(now, self._pace.ready_at()))

@@ -8,7 +8,9 @@ from ike.constants import ExchangeType
 from ike.endpoint import IkeEndpoint
 from ike.events import AcquireFailed, FailureKind, SendIke
 from ike.v2.dialler import Pace
+from ike.v2.sa import IkeSa
 from ike.v2.settings import IkeSettings
+from ike.v2.tasks.ike_init import IkeInit
 from ike.wire.header import parse_header
 from policy.clock import MILLISECOND, SECOND, Nanos
 from policy.spd import Snapshot
@@ -163,6 +165,38 @@ def test_a_peer_that_was_taken_out_of_the_policy_loses_its_turn() -> None:
     alone.drain()
     alone.wait(20 * SECOND)
     assert {address for _, address in alone.sent} <= {f"10.8.0.{n}" for n in range(50)}
+
+
+def fails_for(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, peer: str) -> None:
+    """Let a method raise what nobody expects, for one peer."""
+    original = getattr(owner, name)
+
+    def broken(self: object, *arguments: object) -> object:
+        sa = next(each for each in (self, *arguments) if isinstance(each, IkeSa))
+        if sa.peer_name == peer:
+            raise KeyError(name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, name, broken)
+
+
+@pytest.mark.parametrize("peer", ["p0", "p40"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(IkeInit, "__init__"), (IkeInit, "begin"), (IkeInit, "build"), (IkeSa, "retransmit"), (IkeSa, "close")],
+)
+def test_a_bug_costs_one_dial_and_its_demand_ends(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, peer: str
+) -> None:
+    fails_for(monkeypatch, owner, name, peer)
+    alone = Alone(hub(60))
+    alone.dial(60)
+    alone.wait(60 * SECOND)
+    assert sorted(failure.entry for _, failure in alone.failed) == sorted(f"e{n}" for n in range(60))
+    [broken] = [failure for _, failure in alone.failed if failure.entry == f"e{peer[1:]}"]
+    assert broken.kind is FailureKind.LOCAL
+    assert alone.endpoint.status(alone.now) == []
+    assert alone.endpoint.counters()["internal error"] == 1
 
 
 def test_the_rate_follows_the_answers() -> None:
