@@ -16,6 +16,7 @@ from ike.v2.states import State
 from ike.v2.tasks.ike_init import IkeInit
 from ike.v2.tasks.task import Failure
 from policy.clock import SECOND, Nanos
+from policy.pad import is_one_of_many
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ike.v2.settings import IkeSettings
     from policy.pad import PeerEntry
     from policy.selectors import Flow
+
+    _Queue = dict[int, tuple[PeerEntry, str, Flow | None] | None]
 
 #: Timers of the dialler are nobody's: IKE SAs count from one.
 NOBODY = 0
@@ -76,17 +79,20 @@ class Dialler:
         self._core = core
         self._quarantine = quarantine
         self._pace = Pace(core.settings)
-        #: By number of the IKE SA, in order: those to begin, with what they begin with, and those to repeat.
-        self._new: dict[int, tuple[PeerEntry, str, Flow | None]] = {}
-        self._repeats: dict[int, None] = {}
-        self._repeated_last = False
+        #: By number of the IKE SA, in order: what it begins with, None where it repeats. Peers that policy names
+        #: have their first requests before all else, three turns of four; repetitions, and hosts that are one of
+        #: many, may all be for the dead.
+        self._first: _Queue = {}
+        self._others: _Queue = {}
+        self._firsts_in_row = 0
 
     def dial(self, sa: IkeSa, peer: PeerEntry, entry: str, flow: Flow | None, now: Nanos) -> None:
         """Begin with *sa* now, or when its turn comes."""
         if not self._busy and self._pace.take(now):
             self._begin(sa, peer, entry, flow, now)
             return
-        self._new[sa.number] = (peer, entry, flow)
+        queue = self._others if is_one_of_many(peer.name) else self._first
+        queue[sa.number] = (peer, entry, flow)
         self._arm(now)
 
     def repeat(self, sa: IkeSa, now: Nanos) -> None:
@@ -99,12 +105,12 @@ class Dialler:
             sa.retransmit(now)
             return
         self._core.timers.set(sa.number, Timer.RETRANSMIT, request.give_up_at)
-        self._repeats[sa.number] = None
+        self._others[sa.number] = None
         self._arm(now)
 
     def waits(self, sa: IkeSa) -> bool:
         """Whether a request of *sa* waits for its turn."""
-        return sa.number in self._new or sa.number in self._repeats
+        return sa.number in self._first or sa.number in self._others
 
     def answer_due(self, sa: IkeSa) -> Nanos:
         """Return when silence begins to mean something: requests leave late here, and answers take their time.
@@ -122,14 +128,15 @@ class Dialler:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._new or self._repeats)
+        return bool(self._first or self._others)
 
     def turn(self, now: Nanos) -> None:
         """Let those go whose turn it is, a few at a time: each is some work, and packets wait meanwhile."""
         begun = 0
         try:
             while self._busy and begun < self._core.settings.work_a_turn:
-                queue = self._repeats if self._repeats and not (self._repeated_last and self._new) else self._new
+                favoured = self._first and (self._firsts_in_row < 3 or not self._others)
+                queue = self._first if favoured else self._others
                 number = next(iter(queue))
                 sa = self._core.sas.get(number)
                 if sa is None or sa.state is not State.INITIATING:
@@ -138,12 +145,12 @@ class Dialler:
                 if not self._pace.take(now):
                     break
                 begun += 1
-                self._repeated_last = queue is self._repeats
-                if queue is self._repeats:
-                    del self._repeats[number]
+                self._firsts_in_row = self._firsts_in_row + 1 if favoured else 0
+                how = queue.pop(number)
+                if how is None:
                     self._repeat(sa, now)
                 else:
-                    self._begin(sa, *self._new.pop(number), now)
+                    self._begin(sa, *how, now)
         finally:
             if self._busy:
                 self._arm(now)

@@ -167,6 +167,28 @@ def test_a_peer_that_was_taken_out_of_the_policy_loses_its_turn() -> None:
     assert {address for _, address in alone.sent} <= {f"10.8.0.{n}" for n in range(50)}
 
 
+def test_a_peer_that_policy_names_does_not_wait_behind_dead_hosts() -> None:
+    hosts = [
+        peer_entry(f"10.7.{n >> 8}.{n & 255}=any", f"10.7.{n >> 8}.{n & 255}", (f"h{n}",)) for n in range(256)
+    ]
+    entries = [
+        entry(f"h{n}", "10.1.0.0/24", f"10.7.{n >> 8}.{n & 255}/32", peer=host.name)
+        for n, host in enumerate(hosts)
+    ]
+    named = hub(20)
+    snapshot = snapshot_of((*named.pad.peers, *hosts), (*named.spd.entries, *entries), "10.9.0.1")
+    alone = Alone(snapshot)
+    for number in range(256):
+        alone.endpoint.acquire(f"h{number}", None, alone.now)
+    alone.wait(12 * SECOND)
+    begun = alone.now
+    alone.dial(20)
+    alone.wait(SECOND)
+    after = [to for at, to in alone.sent if at >= begun]
+    assert len({to for to in after if to.startswith("10.8.")}) == 20
+    assert sum(to.startswith("10.7.") for to in after) >= 5, "the others go on"
+
+
 def fails_for(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, peer: str) -> None:
     """Let a method raise what nobody expects, for one peer."""
     original = getattr(owner, name)
