@@ -39,9 +39,6 @@ from policy.path import IpAddress, Path
 from policy.selectors import Flow
 from policy.spd import Snapshot
 
-#: Messages after which it is worth saying that nobody answered the ones before: two seconds or so.
-_SILENT = 4
-
 
 class IkeEndpoint:
     """IKEv2 with preshared keys, initiator and responder."""
@@ -243,7 +240,6 @@ class IkeEndpoint:
                     self._core.dialler.repeat(sa, now)
                 else:
                     sa.retransmit(now)
-                self._say_silence(sa, now)
             case Timer.FALLBACK:
                 if isinstance(sa.current, IkeInit) and not sa.answered:
                     self._fall_back(sa, now)
@@ -280,18 +276,6 @@ class IkeEndpoint:
             self._core.timers.set(sa.number, Timer.FALLBACK, at)
         else:
             sa.close(Failure(FailureKind.NO_ANSWER, "nobody answered"), now)
-
-    def _say_silence(self, sa: IkeSa, now: Nanos) -> None:
-        """Tell that a peer does not answer before the request is given up: somebody may be waiting for it."""
-        request = sa.window.outstanding
-        if request is not None and request.sent == _SILENT:
-            sa.tell(
-                now,
-                "no_answer",
-                Level.INFO,
-                f"no answer yet from {sa.path.remote} ({sa.peer_name}) to {request.sent - 1} messages",
-                limit=str(sa.path.remote),
-            )
 
     def _ike_expired(self, sa: IkeSa, now: Nanos) -> None:
         if sa.state is State.REKEYED:

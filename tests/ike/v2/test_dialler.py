@@ -6,7 +6,7 @@ import pytest
 
 from ike.constants import ExchangeType
 from ike.endpoint import IkeEndpoint
-from ike.events import AcquireFailed, FailureKind, SendIke
+from ike.events import AcquireFailed, Event, FailureKind, SendIke
 from ike.v2.dialler import Pace
 from ike.v2.sa import IkeSa
 from ike.v2.settings import IkeSettings
@@ -39,6 +39,7 @@ class Alone:
         self.endpoint.load(snapshot, self.now)
         self.sent: list[tuple[Nanos, str]] = []
         self.failed: list[tuple[Nanos, AcquireFailed]] = []
+        self.silent: list[str] = []
         self.most_at_once = 0
 
     def dial(self, peers: int = _PEERS) -> None:
@@ -52,6 +53,8 @@ class Alone:
             if isinstance(output, SendIke):
                 assert parse_header(output.data).exchange == ExchangeType.IKE_SA_INIT
                 self.sent.append((self.now, str(output.path.remote.address)))
+            elif isinstance(output, Event) and output.name == "no_answer":
+                self.silent.append(str(output.fields["peer"]))
             elif isinstance(output, AcquireFailed):
                 self.failed.append((self.now, output))
         self.most_at_once = max(self.most_at_once, len(self.sent) - before)
@@ -187,6 +190,13 @@ def test_a_peer_that_policy_names_does_not_wait_behind_dead_hosts() -> None:
     after = [to for at, to in alone.sent if at >= begun]
     assert len({to for to in after if to.startswith("10.8.")}) == 20
     assert sum(to.startswith("10.7.") for to in after) >= 5, "the others go on"
+
+
+def test_silence_is_told_once_of_each_peer_though_repetitions_wait_for_their_turn() -> None:
+    alone = Alone(hub(150))
+    alone.dial(150)
+    alone.wait(25 * SECOND)
+    assert sorted(alone.silent) == sorted(f"p{n}" for n in range(150))
 
 
 def fails_for(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, peer: str) -> None:
