@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from ike.constants import ExchangeType
-from ike.errors import IkeError, InvalidMajorVersion
+from ike.errors import InvalidMajorVersion, WireError
 from ike.events import FailureKind, IkeOutput, IkeSaKeys, Level
 from ike.names import describe
 from ike.status import IkeSaStatus
@@ -38,9 +39,6 @@ from policy.path import IpAddress, Path
 from policy.selectors import Flow
 from policy.spd import Snapshot
 
-#: Messages after which it is worth saying that nobody answered the ones before: two seconds or so.
-_SILENT = 4
-
 
 class IkeEndpoint:
     """IKEv2 with preshared keys, initiator and responder."""
@@ -55,7 +53,7 @@ class IkeEndpoint:
         """*last_heard* tells when a Child SA last received an authenticated packet, 0 for never."""
         self._core = Core(entropy, last_heard, IkeSettings() if settings is None else settings)
         self._core.demands = Demands(self._core)
-        self._core.dialler = Dialler(self._core)
+        self._core.dialler = Dialler(self._core, self._quarantine)
         self._core.respond = respond
         self._strangers = Strangers(self._core)
         #: How many rekeys an operator asked for, at one instant.
@@ -71,7 +69,7 @@ class IkeEndpoint:
         """Take one IKE message, its non-ESP marker removed."""
         try:
             self._receive(path, data, now)
-        except IkeError as error:
+        except WireError as error:
             self._core.counters["malformed"] += 1
             self._core.tell(
                 now,
@@ -186,7 +184,7 @@ class IkeEndpoint:
     # Helpers.
 
     def _receive(self, path: Path, data: bytes, now: Nanos) -> None:
-        """Parse what is worth it, and hand it to its IKE SA. Raises IkeError for what is not an IKE message."""
+        """Parse what is worth it, and hand it to its IKE SA. Raises WireError for what is not an IKE message."""
         look = glance(data)
         if look is None or (look.length != len(data) and look.ours):
             self._core.counters["malformed"] += 1
@@ -206,9 +204,9 @@ class IkeEndpoint:
                     self._strangers.prove(path)
         except InvalidMajorVersion as error:
             self._strangers.other_version(error, path, len(data), now)
-        except IkeError:
+        except WireError:
             raise
-        except Exception as error:
+        except Exception as error:  # other IkeErrors among them: who raises them must see that they are answered
             self._quarantine(sa, error, now)
 
     def _has_time(self, now: Nanos) -> bool:
@@ -242,12 +240,9 @@ class IkeEndpoint:
                     self._core.dialler.repeat(sa, now)
                 else:
                     sa.retransmit(now)
-                self._say_silence(sa, now)
             case Timer.FALLBACK:
-                if isinstance(sa.current, IkeInit) and self._core.dialler.waits(sa):
-                    self._core.timers.set(sa.number, Timer.FALLBACK, now + SECOND)  # it was hardly asked yet
-                elif isinstance(sa.current, IkeInit) and not sa.answered:
-                    sa.close(Failure(FailureKind.NO_ANSWER, "nobody answered"), now)
+                if isinstance(sa.current, IkeInit) and not sa.answered:
+                    self._fall_back(sa, now)
             case Timer.SETTLE:
                 if isinstance(sa.current, IkeInit):
                     sa.current.settle(sa, now)
@@ -273,17 +268,14 @@ class IkeEndpoint:
             case Timer.LINGER:
                 self._core.remove(sa)
 
-    def _say_silence(self, sa: IkeSa, now: Nanos) -> None:
-        """Tell that a peer does not answer before the request is given up: somebody may be waiting for it."""
-        request = sa.window.outstanding
-        if request is not None and request.sent == _SILENT:
-            sa.tell(
-                now,
-                "no_answer",
-                Level.INFO,
-                f"no answer yet from {sa.path.remote} ({sa.peer_name}) to {request.sent - 1} messages",
-                limit=str(sa.path.remote),
-            )
+    def _fall_back(self, sa: IkeSa, now: Nanos) -> None:
+        """Nobody answered, as far as ``fallback_clear`` cares: unless the peer was hardly asked, or just now."""
+        dialler = self._core.dialler
+        at = now + SECOND if dialler.waits(sa) else dialler.answer_due(sa)
+        if now < at:
+            self._core.timers.set(sa.number, Timer.FALLBACK, at)
+        else:
+            sa.close(Failure(FailureKind.NO_ANSWER, "nobody answered"), now)
 
     def _ike_expired(self, sa: IkeSa, now: Nanos) -> None:
         if sa.state is State.REKEYED:
@@ -305,10 +297,12 @@ class IkeEndpoint:
         )
         self._core.counters["internal error"] += 1
         if sa is not None:
-            try:
-                sa.close(Failure(FailureKind.LOCAL, "internal error"), now)
-            except Exception:  # the tables must let go of it whatever state it is in
+            failure = Failure(FailureKind.LOCAL, "internal error")
+            with suppress(Exception):  # it is told already
+                sa.close(failure, now)
+            if self._core.timers.at(sa.number, Timer.LINGER) is None:  # closing it met the bug, now or before
                 self._core.remove(sa)
+                self._core.demands.closed(sa, State.CLOSED, failure, now)
 
     def export_keys(self) -> list[IkeSaKeys]:
         """Return the keys of every IKE SA, for the operator's capture: the only way that they leave."""

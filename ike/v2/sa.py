@@ -11,14 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ike.constants import ExchangeType, NotifyType, name_of
-from ike.errors import (
-    IkeError,
-    IntegrityError,
-    LocalError,
-    Reach,
-    UnsupportedCriticalPayload,
-    WireError,
-)
+from ike.errors import IkeError, IntegrityError, LocalError, Reach, UnsupportedCriticalPayload, WireError
 from ike.events import FailureKind, Level, PathChanged, SendIke
 from ike.timers import Timer
 from ike.v2 import child as children
@@ -422,6 +415,9 @@ class IkeSa:
         if datagrams:
             self.spoke = now
             self.core.counters["retransmitted"] += 1
+            if self.window.falls_silent(now):  # somebody may be waiting, long before it is given up
+                text = f"no answer yet from {self.path.remote} ({self.peer_name})"
+                self.tell(now, "no_answer", Level.INFO, text, limit=str(self.path.remote))
 
     def _gave_up(self, now: Nanos) -> None:
         task = self.current
@@ -486,9 +482,7 @@ def error_payloads(error: IkeError) -> list[Payload]:
     """Return the notify that an error names (section 2.21); nothing if it names none."""
     if error.notify is None:
         return []
-    return [
-        NotifyPayload(error.notify, error.notify_protocol, error.notify_spi, error.notify_data),
-    ]
+    return [NotifyPayload(error.notify, error.notify_protocol, error.notify_spi, error.notify_data)]
 
 
 def is_authentication_failure(message: Message) -> bool:

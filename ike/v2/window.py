@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ike.v2.settings import Backoff
-from policy.clock import Nanos
+from policy.clock import SECOND, Nanos
 
 _LAST_ID = 2**32 - 1
 
@@ -34,6 +34,8 @@ class Outstanding:
     started: Nanos
     sent: int
     next_at: Nanos
+    #: Whether it was told that nobody answers.
+    told: bool = False
 
     @property
     def give_up_at(self) -> Nanos:
@@ -88,6 +90,14 @@ class Window:
         current.sent += 1
         current.next_at = now + current.backoff.delay(current.sent)
         return current.datagrams
+
+    def falls_silent(self, now: Nanos) -> bool:
+        """Whether it is time to say that the peer does not answer: once a request, after two seconds."""
+        current = self.outstanding
+        if current is None or current.told or now - current.started < 2 * SECOND:
+            return False
+        current.told = True
+        return True
 
     def deadline(self) -> Nanos | None:
         """Return when ``timeout`` is wanted."""

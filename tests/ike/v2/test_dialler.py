@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ike.constants import ExchangeType
 from ike.endpoint import IkeEndpoint
-from ike.events import AcquireFailed, SendIke
+from ike.events import AcquireFailed, Event, FailureKind, SendIke
 from ike.v2.dialler import Pace
+from ike.v2.sa import IkeSa
 from ike.v2.settings import IkeSettings
+from ike.v2.tasks.ike_init import IkeInit
 from ike.wire.header import parse_header
 from policy.clock import MILLISECOND, SECOND, Nanos
 from policy.spd import Snapshot
@@ -29,12 +33,13 @@ def hub(peers: int = _PEERS, **protection: object) -> Snapshot:
 class Alone:
     """An endpoint whose peers do not answer."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, settings: IkeSettings = SETTINGS) -> None:
         self.now: Nanos = SECOND
-        self.endpoint = IkeEndpoint(entropy=Randomness("alone"))
+        self.endpoint = IkeEndpoint(entropy=Randomness("alone"), settings=settings)
         self.endpoint.load(snapshot, self.now)
         self.sent: list[tuple[Nanos, str]] = []
         self.failed: list[tuple[Nanos, AcquireFailed]] = []
+        self.silent: list[str] = []
         self.most_at_once = 0
 
     def dial(self, peers: int = _PEERS) -> None:
@@ -48,6 +53,8 @@ class Alone:
             if isinstance(output, SendIke):
                 assert parse_header(output.data).exchange == ExchangeType.IKE_SA_INIT
                 self.sent.append((self.now, str(output.path.remote.address)))
+            elif isinstance(output, Event) and output.name == "no_answer":
+                self.silent.append(str(output.fields["peer"]))
             elif isinstance(output, AcquireFailed):
                 self.failed.append((self.now, output))
         self.most_at_once = max(self.most_at_once, len(self.sent) - before)
@@ -124,6 +131,36 @@ def test_who_was_hardly_asked_is_not_said_to_speak_no_ike() -> None:
     assert max(first.values()) > begun + SETTINGS.fallback_after
 
 
+@pytest.mark.parametrize("fallback_after", [SETTINGS.fallback_after, 5_100 * MILLISECOND, 7_777 * MILLISECOND])
+@pytest.mark.parametrize("peers", [60, _PEERS, 900])
+def test_clear_text_does_not_begin_while_an_answer_may_be_on_its_way(peers: int, fallback_after: Nanos) -> None:
+    # A repetition that waited for its turn leaves late: silence after it counts from then on.
+    alone = Alone(hub(peers, fallback_clear=True), IkeSettings(fallback_after=fallback_after))
+    alone.dial(peers)
+    alone.wait(120 * SECOND)
+    last: dict[str, list[Nanos]] = {}
+    for at, address in alone.sent:
+        last.setdefault(address, []).append(at)
+    assert len(alone.failed) == peers
+    for at, failure in alone.failed:
+        assert failure.kind is FailureKind.NO_ANSWER
+        number = int(failure.entry[1:])
+        asked = [sent for sent in last[f"10.8.{number >> 8}.{number & 255}"] if sent <= at]
+        assert at - asked[-1] >= SETTINGS.dial.first
+
+
+def test_an_attempt_is_not_given_up_while_an_answer_may_be_on_its_way() -> None:
+    # fallback_clear reads the end of the attempt as silence too.
+    alone = Alone(hub())
+    alone.dial()
+    alone.wait(90 * SECOND)
+    assert len(alone.failed) == _PEERS
+    for at, failure in alone.failed:
+        number = int(failure.entry[1:])
+        asked = max(sent for sent, to in alone.sent if to == f"10.8.{number >> 8}.{number & 255}")
+        assert at - asked >= SETTINGS.dial.first
+
+
 def test_a_peer_that_was_taken_out_of_the_policy_loses_its_turn() -> None:
     alone = Alone(hub())
     alone.dial()
@@ -131,6 +168,67 @@ def test_a_peer_that_was_taken_out_of_the_policy_loses_its_turn() -> None:
     alone.drain()
     alone.wait(20 * SECOND)
     assert {address for _, address in alone.sent} <= {f"10.8.0.{n}" for n in range(50)}
+
+
+def test_a_peer_that_policy_names_does_not_wait_behind_dead_hosts() -> None:
+    hosts = [
+        peer_entry(f"10.7.{n >> 8}.{n & 255}=any", f"10.7.{n >> 8}.{n & 255}", (f"h{n}",)) for n in range(256)
+    ]
+    entries = [
+        entry(f"h{n}", "10.1.0.0/24", f"10.7.{n >> 8}.{n & 255}/32", peer=host.name)
+        for n, host in enumerate(hosts)
+    ]
+    named = hub(20)
+    snapshot = snapshot_of((*named.pad.peers, *hosts), (*named.spd.entries, *entries), "10.9.0.1")
+    alone = Alone(snapshot)
+    for number in range(256):
+        alone.endpoint.acquire(f"h{number}", None, alone.now)
+    alone.wait(12 * SECOND)
+    begun = alone.now
+    alone.dial(20)
+    alone.wait(SECOND)
+    after = [to for at, to in alone.sent if at >= begun]
+    assert len({to for to in after if to.startswith("10.8.")}) == 20
+    assert sum(to.startswith("10.7.") for to in after) >= 5, "the others go on"
+
+
+def test_silence_is_told_once_of_each_peer_though_repetitions_wait_for_their_turn() -> None:
+    alone = Alone(hub(150))
+    alone.dial(150)
+    alone.wait(25 * SECOND)
+    assert sorted(alone.silent) == sorted(f"p{n}" for n in range(150))
+
+
+def fails_for(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, peer: str) -> None:
+    """Let a method raise what nobody expects, for one peer."""
+    original = getattr(owner, name)
+
+    def broken(self: object, *arguments: object) -> object:
+        sa = next(each for each in (self, *arguments) if isinstance(each, IkeSa))
+        if sa.peer_name == peer:
+            raise KeyError(name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, name, broken)
+
+
+@pytest.mark.parametrize("peer", ["p0", "p40"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(IkeInit, "__init__"), (IkeInit, "begin"), (IkeInit, "build"), (IkeSa, "retransmit"), (IkeSa, "close")],
+)
+def test_a_bug_costs_one_dial_and_its_demand_ends(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, peer: str
+) -> None:
+    fails_for(monkeypatch, owner, name, peer)
+    alone = Alone(hub(60))
+    alone.dial(60)
+    alone.wait(60 * SECOND)
+    assert sorted(failure.entry for _, failure in alone.failed) == sorted(f"e{n}" for n in range(60))
+    [broken] = [failure for _, failure in alone.failed if failure.entry == f"e{peer[1:]}"]
+    assert broken.kind is FailureKind.LOCAL
+    assert alone.endpoint.status(alone.now) == []
+    assert alone.endpoint.counters()["internal error"] == 1
 
 
 def test_the_rate_follows_the_answers() -> None:
