@@ -33,6 +33,7 @@ from tunnel.dataplane.reference import ReferenceDataPlane
 from tunnel.gateway import Gateway
 from tunnel.host import addresses, names, privileges, process
 from tunnel.host.addresses import HostAddresses
+from tunnel.host.heldguard import HeldGuard
 from tunnel.host.steering import Steering, counters, forwarding_hints, tune
 from tunnel.host.system import HostError
 from tunnel.host.tun import Tun
@@ -60,7 +61,7 @@ class Agent:
         self._policies = policies
         self._log = log
         settings = policies.configuration.agent
-        self._steering = Steering(settings.tun)
+        self._steering = Steering(settings.tun, HeldGuard())
         self._snapshot = Snapshot(generation=0)
         self._host = HostAddresses()
         self._names: Mapping[str, Sequence[IpAddress]] = {}

@@ -1,4 +1,7 @@
-"""Keeps the guard in force: an nftables table that somebody took away or changed is back in milliseconds."""
+"""Keeps the guard in force: an nftables table that somebody took away or changed is back in milliseconds.
+
+So is the one that nobody else can take away, when the process that holds it ended.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from tunnel.host.system import HostError
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.3, 30.0
 #: Who takes it away again and again is told of so often.
 _TOLD_EVERY_S = 1.0
+#: How often is looked whether the held guard is there.
+_LOOK_EVERY_S = 0.25
 
 
 class GuardKeeper:
@@ -39,16 +44,18 @@ class GuardKeeper:
             raise HostError(f"changes of nftables cannot be watched: {error.strerror}") from error
         self._replaced = 0
         self._loss: Loss | None = None
-        self._restoring = False
+        self._restoring = self._stopped = False
         self._told = float("-inf")
 
     def start(self) -> None:
         """Look, and restore, from now on."""
         asyncio.get_running_loop().add_reader(self._watch.fd, self._changed)
+        self._spawn(self._hold())
 
     def stop(self) -> None:
         """Look and restore no more: what comes after takes the table away. Also without ``start``."""
         self._loss = None
+        self._stopped = True
         asyncio.get_running_loop().remove_reader(self._watch.fd)
         self._watch.close()
 
@@ -85,8 +92,36 @@ class GuardKeeper:
         now = asyncio.get_running_loop().time()
         if now - self._told >= _TOLD_EVERY_S:
             self._told = now
+            meanwhile = (
+                "Until then what it requires to be protected was dropped where it could not be steered"
+                if self._steering.can_hold and self._steering.not_held() is None
+                else "Until then packets could pass in clear"
+            )
             what = (
-                f"the nftables table of the guard {loss.value}, not by this agent; it is in force again. Until "
-                "then packets could pass in clear: whoever loads other rules should not flush the whole ruleset"
+                f"the nftables table of the guard {loss.value}, not by this agent; it is in force again. "
+                f"{meanwhile}: whoever loads other rules should not flush the whole ruleset"
             )
             self._log.say(Level.WARNING, "guard_lost", what)
+
+    async def _hold(self) -> None:
+        """Put the held guard in force again after its process ended; without it where this host cannot have it."""
+        wait = _FIRST_WAIT_S
+        while not self._stopped:
+            if (why := self._steering.not_held()) is None:
+                await asyncio.sleep(_LOOK_EVERY_S)
+                continue
+            if not self._steering.can_hold:
+                what = f"{why}. While others flush the ruleset, packets can pass in clear for some milliseconds"
+                self._log.say(Level.WARNING, "guard_unheld", what)
+                return
+            try:
+                await self._on_host(self._steering.hold)
+            except HostError as error:
+                what = f"{why}, and it cannot be made anew, next try in {wait:g} s: {error}"
+                self._log.say(Level.ERROR, "guard_unheld", what)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT_S)
+                continue
+            wait = _FIRST_WAIT_S
+            what = f"the guard that others cannot flush was away and is in force again: {why}"
+            self._log.say(Level.WARNING, "guard_unheld", what)

@@ -87,20 +87,7 @@ class GuardWatch:
 
     def stands(self) -> bool:
         """Ask the kernel whether our table is there and of one of *revisions*: not whether each rule is."""
-        with _netlink() as sock:
-            sock.settimeout(1)
-            name = _OURS + b"\0"
-            body = _FAMILY_HEADER.pack(_INET, 0, 0) + _ATTRIBUTE.pack(4 + len(name), _NAME) + name
-            body += bytes(-len(body) % 4)
-            kind = _SUBSYSTEM << 8 | _GET_TABLE
-            try:
-                sock.sendto(_HEADER.pack(16 + len(body), kind, _REQUEST, 1, 0) + body, (0, 0))
-                data = sock.recv(1 << 16)
-            except OSError:
-                return False
-            return any(
-                kind == _NEW_TABLE and self._is_ours(_attributes(body)) for kind, _, body in _messages(data)
-            )
+        return (found := _table(TABLE)) is not None and self._is_ours(found)
 
     def _follow(self, kind: int, attributes: dict[int, bytes]) -> None:
         """Take note of one step of a transaction."""
@@ -119,6 +106,28 @@ class GuardWatch:
         active = not any(attributes.get(_FLAGS, b""))  # "dormant": all its hooks sleep
         comment = attributes.get(_USERDATA, b"")
         return active and any(revision.encode() in comment for revision in self._revisions())
+
+
+def comment(table: str) -> str | None:
+    """Ask the kernel for the comment of the inet table *table*; None when there is no such table, or no answer."""
+    found = _table(table)
+    return None if found is None else found.get(_USERDATA, b"").decode(errors="replace")
+
+
+def _table(table: str) -> dict[int, bytes] | None:
+    """Return the attributes of an inet table."""
+    with _netlink() as sock:
+        sock.settimeout(1)
+        name = table.encode() + b"\0"
+        body = _FAMILY_HEADER.pack(_INET, 0, 0) + _ATTRIBUTE.pack(4 + len(name), _NAME) + name
+        body += bytes(-len(body) % 4)
+        kind = _SUBSYSTEM << 8 | _GET_TABLE
+        try:
+            sock.sendto(_HEADER.pack(16 + len(body), kind, _REQUEST, 1, 0) + body, (0, 0))
+            data = sock.recv(1 << 16)
+        except OSError:
+            return None
+        return next((_attributes(body) for kind, _, body in _messages(data) if kind == _NEW_TABLE), None)
 
 
 def _netlink() -> socket.socket:

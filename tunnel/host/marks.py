@@ -10,6 +10,8 @@ STEER_MARK = 0x4D67_0002
 OPENED_MARK = 0x4D67_0003
 #: nftables table, family inet.
 TABLE = "mirrorgate"
+#: The table that guards alone and that nobody else can change, while the agent lives; family inet.
+HELD_TABLE = "mirrorgate_guard"
 #: Route table whose default route is the TUN, and the rules (by preference) that lead to it.
 ROUTE_TABLE = 19815
 MARK_RULE = 19815

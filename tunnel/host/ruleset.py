@@ -22,6 +22,10 @@ Soft SAs are pairs of hosts in the sets ``soft4`` and ``soft6``, with timeouts: 
 The agent's replacement of the table is one transaction: there is no moment without it. The table has no owner, so
 that it outlives the process.
 
+What has no owner anybody can flush. ``render_held`` makes a second table for the moments after that: it has one
+(``heldguard.py``), only guards, and comes after the first, so that it drops, and counts, what that one let pass.
+It knows no soft SAs: it leaves alone what may leave in clear while they last.
+
 A later fragment shows no ports. Where an entry looks at ports, its later fragments go the entry's way when it
 blocks or protects: they never leave in clear, and the data plane drops them by name.
 """
@@ -29,14 +33,14 @@ blocks or protects: they never leave in clear, and the data plane drops them by 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from policy.model import ConnectionType
 from policy.path import IKE_PORT, NATT_PORT, IpAddress
 from policy.spd import Disposition, Mode, Snapshot, SpdEntry
 from tunnel.host.links import Links
-from tunnel.host.marks import OPENED_MARK, OWN_MARK, STEER_MARK, TABLE
+from tunnel.host.marks import HELD_TABLE, OPENED_MARK, OWN_MARK, STEER_MARK, TABLE
 from tunnel.host.rows import Maps, Row, rules
 
 #: Two hosts that may talk in clear, local first, and for how many seconds more.
@@ -62,6 +66,7 @@ _ENDS = {
     "clear_in_soft": [*_soft("daddr", "saddr"), "goto clear_in"],
     "clear_out_soft": [*_soft("saddr", "daddr"), "goto clear_out"],
 }
+_HELD_ENDS = {end: ["accept"] for end in _ENDS}
 #: Soft SAs at one time; the kernel's memory is not the network's to fill.
 _MAX_SOFT = 65536
 _REVISION = "Mirrorgate's, revision "
@@ -83,22 +88,33 @@ def render(snapshot: Snapshot, tun: str, *, soft: Sequence[SoftPair] = (), links
     *soft* are the soft SAs in force, *links* the host's interfaces by kind; without them an entry for one kind of
     interface is one for all of them.
     """
-    table = _Table(snapshot, tun, links)
+    return _script(TABLE, _Table(snapshot, tun, links), _ENDS, _soft_sets(soft))
+
+
+def render_held(snapshot: Snapshot, tun: str, *, links: Links | None = None) -> str:
+    """Return the script that makes or replaces the table that its owner alone can change, in one transaction."""
+    return _script(HELD_TABLE, _Table(snapshot, tun, links, held=True), _HELD_ENDS, [], "flags owner")
+
+
+def _script(
+    name: str, table: _Table, ends: Mapping[str, Sequence[str]], soft_sets: Sequence[str], flags: str = ""
+) -> str:
     chains = table.chains()
     lines = [f'  counter {name} {{ comment "{text}"; }}' for name, text in COUNTERS.items()]
-    for name in COUNTERS:
-        lines += _chain(name, [f"counter name {name} drop"])
-    for name, body in _ENDS.items():
-        lines += _chain(name, body)
+    for counter in COUNTERS:
+        lines += _chain(counter, [f"counter name {counter} drop"])
+    for end, body in ends.items():
+        lines += _chain(end, body)
     lines += [*table.maps.render(), *chains]
     content = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     head = [
-        f"add table inet {TABLE}",
-        f"delete table inet {TABLE}",
-        f"table inet {TABLE} {{",
+        f"add table inet {name}" + (f" {{ {flags}; }}" if flags else ""),
+        f"delete table inet {name}",
+        f"table inet {name} {{",
+        *([f"  {flags};"] if flags else []),
         f'  comment "{_REVISION}{content[:16]}"',
     ]
-    return "\n".join([*head, *_soft_sets(soft), *lines, "}", ""])
+    return "\n".join([*head, *soft_sets, *lines, "}", ""])
 
 
 def revision(script: str) -> str:
@@ -139,8 +155,9 @@ def _chain(name: str, body: Sequence[str], hook: str = "") -> list[str]:
 class _Table:
     """The chains of one snapshot."""
 
-    def __init__(self, snapshot: Snapshot, tun: str, links: Links | None) -> None:
+    def __init__(self, snapshot: Snapshot, tun: str, links: Links | None, *, held: bool = False) -> None:
         self.maps = Maps()
+        self._held = held
         self._entries = snapshot.spd.entries
         self._tun, self._links = tun, links
         self._own = {(address.version, int(address)) for address in snapshot.local_addresses}
@@ -159,9 +176,10 @@ class _Table:
         )
         if self._is_hub:
             lines += _chain("opened", self._opened())
-        hook = "type {} hook {} priority mangle"
+        hook = "type {} hook {} priority mangle" + (" + 1" if self._held else "")
         lines += _chain("prerouting", self._prerouting(), hook.format("filter", "prerouting"))
-        lines += _chain("output", self._output(), hook.format("route", "output"))
+        if not self._held:
+            lines += _chain("output", self._output(), hook.format("route", "output"))
         return lines + _chain("postrouting", self._postrouting(), hook.format("filter", "postrouting"))
 
     def _of(self, rows: Callable[[SpdEntry], list[Row]]) -> list[str]:
@@ -171,7 +189,7 @@ class _Table:
         ports = f"{{ {IKE_PORT}, {NATT_PORT} }}"
         return [
             'iifname "lo" accept',
-            f'iifname "{self._tun}" meta mark set {OPENED_MARK:#x}',
+            *([] if self._held else [f'iifname "{self._tun}" meta mark set {OPENED_MARK:#x}']),
             f'iifname "{self._tun}" {"goto opened" if self._is_hub else "accept"}',
             # RFC 4301 section 4.4.1: IKE has its explicit bypass, and ESP and AH to this host are the agent's.
             f"fib daddr type local udp dport {ports} accept",

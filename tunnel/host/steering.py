@@ -20,6 +20,7 @@ from policy.selectors import AddressRange, TrafficSelector
 from policy.spd import Disposition, Mode, Snapshot, SpdEntry
 from tunnel.host import links, marks, ruleset
 from tunnel.host.addresses import route_to
+from tunnel.host.heldguard import HeldGuard
 from tunnel.host.system import HostError, ip_batch, run, run_json
 
 #: Kernel rules are searched one by one: past this many the loose reverse-path filter of the TUN has to do.
@@ -32,10 +33,14 @@ _RULES = (marks.OWN_RULE, marks.MARK_RULE, marks.SELECTOR_RULE, marks.SOURCE_RUL
 
 
 class Steering:
-    """The host's side of a snapshot: nftables table, policy routing, and the TUN's settings."""
+    """The host's side of a snapshot: nftables table, policy routing, and the TUN's settings.
 
-    def __init__(self, tun: str) -> None:
+    *held* keeps the second guard, which others cannot flush; without it there is the table without owner alone.
+    """
+
+    def __init__(self, tun: str, held: HeldGuard | None = None) -> None:
         self.tun = tun
+        self._held = held
         #: When the soft SA of each pair ends, in seconds of CLOCK_BOOTTIME.
         self._soft: dict[tuple[IpAddress, IpAddress], float] = {}
         self._links = links.Links()
@@ -73,14 +78,48 @@ class Steering:
         before, new = self.revisions, ruleset.revision(script)
         self.revisions = (*before, new)
         self.replaced += 1
+        not_held = self._hold(snapshot, found)  # first, so that at no moment less is guarded
         try:
             run(["nft", "-f", "-"], stdin=script)
         except HostError:
             self.revisions = before
             self.replaced -= 1
+            if before and not_held is None:
+                self._give_up(self._hold(self._in_force, self._links))
             raise
+        self._give_up(not_held)
         self.revisions = (new,)
         self._in_force, self._links, self._script = snapshot, found, None if soft else script
+
+    def _hold(self, snapshot: Snapshot, found: links.Links) -> str | None:
+        """Put the held guard of *snapshot* in force; return why it is not, in which case it is as before."""
+        if self._held is None or self._held.is_useless:
+            return None
+        try:
+            self._held.apply(ruleset.render_held(snapshot, self.tun, links=found))
+        except HostError as error:
+            return str(error)
+        return None
+
+    def _give_up(self, not_held: str | None) -> None:
+        """Go on without the held guard where it could not follow: it may drop what the policy now lets pass."""
+        if not_held is not None and self._held is not None:
+            self._held.give_up(not_held)
+
+    def hold(self) -> None:
+        """Put the held guard in force again, after its process ended. HostError when that fails."""
+        with self._replacing:
+            if (why := self._hold(self._in_force, self._links)) is not None:
+                raise HostError(why)
+
+    def not_held(self) -> str | None:
+        """Return why there is no guard that others cannot flush; None when there is, or was not to be."""
+        return None if self._held is None else self._held.lost()
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether a guard that others cannot flush may be had on this host."""
+        return self._held is not None and not self._held.is_useless
 
     def stale(self) -> bool:
         """Whether interfaces came or went that the table tells apart: then ``guard`` is due."""
@@ -144,7 +183,11 @@ class Steering:
             for table in (marks.ROUTE_TABLE, marks.SOURCE_TABLE):
                 with suppress(HostError):
                     run(["ip", f"-{version}", "route", "flush", "table", str(table)])
-        run(["nft", "-f", "-"], stdin=ruleset.remove())
+        try:
+            run(["nft", "-f", "-"], stdin=ruleset.remove())
+        finally:
+            if self._held is not None:
+                self._held.close()
 
     def _rules(self, snapshot: Snapshot, version: int, remotes: Sequence[str]) -> None:
         rules = [
@@ -169,13 +212,17 @@ class Steering:
 
 
 def counters() -> dict[str, int]:
-    """Return the packets that the guard dropped, by counter name; empty when the table is not there."""
-    try:
-        answer = run_json(["nft", "-j", "list", "counters", "table", "inet", marks.TABLE])
-    except HostError:
-        return {}
-    found = (item["counter"] for item in answer.get("nftables", ()) if "counter" in item)
-    return {counter["name"]: int(counter["packets"]) for counter in found}
+    """Return the packets that the guard dropped, by counter name; empty when its table is not there."""
+    total: dict[str, int] = {}
+    for table in (marks.TABLE, marks.HELD_TABLE):  # each packet is dropped by one of them
+        try:
+            answer = run_json(["nft", "-j", "list", "counters", "table", "inet", table])
+        except HostError:
+            break
+        for item in answer.get("nftables", ()):
+            if counter := item.get("counter"):
+                total[counter["name"]] = total.get(counter["name"], 0) + int(counter["packets"])
+    return total
 
 
 def tune(tun: str) -> list[str]:
