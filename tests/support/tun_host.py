@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import struct
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from policy.model import ConnectionType
-from policy.path import Endpoint, Path
+from policy.path import IKE_PORT, Endpoint, Path
 from policy.spd import Spd
 from tests.support.netns import Namespace, wait_for
 from tests.support.policies import compiled
@@ -250,7 +251,14 @@ def _send(
     wire: Wire, local: str, remote: str, port: int, sizes: list[int], segment: int, tos: int, df: bool
 ) -> None:
     path = Path(Endpoint(ip_address(local), port), Endpoint(ip_address(remote), port))
-    wire.send(Transmit(path, tuple(bytes(size) for size in sizes), segment, tos, df))
+    wire.send(Transmit(path, tuple(_datagram(port, size) for size in sizes), segment, tos, df))
+
+
+def _datagram(port: int, size: int) -> bytes:
+    """Return what the sockets' filters take for IKE on port 500 (RFC 7296 section 3.1), for ESP elsewhere."""
+    if port != IKE_PORT:
+        return b"\1" * size
+    return struct.pack("!QQBBBBII", 1, 0, 33, 0x20, 34, 0x08, 0, size) + bytes(size - 28)
 
 
 if __name__ == "__main__":
