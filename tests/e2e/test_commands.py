@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def test_metrics_of_a_running_agent(two_sites: Sites, directory: Directory) -> N
     metrics = ("[agent]", '[agent]\nmetrics = "127.0.0.1:9476"')
 
     def scrape() -> dict[str, float]:
+        time.sleep(1.1)  # a page may be a second old
         code = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9476/metrics').read().decode())"
         text = two_sites.gateway_a.run(sys.executable, "-c", code).stdout
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
