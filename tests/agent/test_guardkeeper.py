@@ -75,6 +75,23 @@ def test_each_loss_is_mended() -> None:
 
 
 @in_a_namespace
+def test_a_change_by_others_right_behind_a_replacement_of_ours_is_mended() -> None:
+    """Both are read in one look: an ifup script reloads rules while a reload recompiles."""
+
+    async def body() -> None:
+        kept = Kept()
+        await asyncio.sleep(0.05)
+        kept.guard(4)
+        sound = run(["nft", "list", "table", "inet", "mirrorgate"])
+        run(["nft", "insert", "rule", "inet", "mirrorgate", "postrouting", "accept"])
+        await kept.until(1)
+        assert run(["nft", "list", "table", "inet", "mirrorgate"]) == sound
+        kept.keeper.stop()
+
+    asyncio.run(body())
+
+
+@in_a_namespace
 def test_replacements_of_our_own_are_no_loss_however_large() -> None:
     async def body() -> None:
         kept = Kept()

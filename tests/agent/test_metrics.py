@@ -161,3 +161,25 @@ async def test_metrics_over_http() -> None:
     with pytest.raises(HostError, match=f"metrics cannot be served on 127.0.0.1:{port}"):
         await metrics.serve(f"127.0.0.1:{port}", status)
     server.close()
+
+
+async def test_many_scrapes_cost_one_page() -> None:
+    made = 0
+
+    async def status() -> dict[str, Any]:
+        nonlocal made
+        made += 1
+        return fresh()
+
+    server = await metrics.serve("127.0.0.1:0", status)
+
+    async def get() -> bytes:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        said = await reader.read()
+        writer.close()
+        return said
+
+    pages = await asyncio.gather(*(get() for _ in range(20)))
+    assert len(set(pages)) == made == 1
+    server.close()

@@ -189,3 +189,11 @@ def test_who_answers_once_and_falls_silent_is_not_silent() -> None:
     pair.wait(60 * SECOND)
     [failure] = pair.a.failures
     assert failure.kind is FailureKind.REFUSED
+
+
+def test_addresses_that_strangers_come_from_are_not_remembered() -> None:
+    """A template makes a peer of any address: what its entries say of UDP is not kept for each of them."""
+    core = hosts().b.endpoint._core
+    said = {core.encapsulations_at(ip_address(f"198.51.100.{number}")) for number in range(200)}
+    assert len(said) == 1
+    assert len(core._encapsulations[1]) < 5
