@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Timers of the dialler are nobody's: IKE SAs count from one.
 NOBODY = 0
+#: So many requests without an answer say that nobody is there; one may have been lost.
+_PROOF = 2
 
 
 class Pace:
@@ -100,6 +102,10 @@ class Dialler:
         request = sa.window.outstanding
         if request is not None and request.give_up_at <= now < self.answer_due(sa):
             self._core.timers.set(sa.number, Timer.RETRANSMIT, self.answer_due(sa))
+            return
+        if request is not None and now >= request.give_up_at and request.sent < _PROOF:
+            text = "so many others are dialled that it was hardly asked; dial them at other times"
+            sa.close(Failure(FailureKind.LOCAL, text), now)
             return
         if request is None or now >= request.give_up_at or (not self._busy and self._pace.take(now)):
             sa.retransmit(now)

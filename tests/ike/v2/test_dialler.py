@@ -161,6 +161,22 @@ def test_an_attempt_is_not_given_up_while_an_answer_may_be_on_its_way() -> None:
         assert at - asked >= SETTINGS.dial.first
 
 
+def test_who_was_asked_once_only_is_not_said_to_be_silent() -> None:
+    """Clear text may follow from silence: one request, whose repetition never had its turn, is no proof of it."""
+    alone = Alone(hub(100, fallback_clear=True), IkeSettings(dial_rate=2, dial_burst=2))
+    alone.dial(100)
+    alone.wait(120 * SECOND)
+    kinds = set()
+    for number in range(100):
+        address, failures = f"10.8.0.{number}", [f for f in alone.failed if f[1].entry == f"e{number}"]
+        if failures:
+            at, failure = failures[0]
+            asked = sum(to == address and when < at for when, to in alone.sent)
+            assert asked >= 2 or failure.kind is FailureKind.LOCAL
+            kinds.add((min(asked, 2), failure.kind))
+    assert kinds == {(1, FailureKind.LOCAL), (2, FailureKind.NO_ANSWER)}
+
+
 def test_a_peer_that_was_taken_out_of_the_policy_loses_its_turn() -> None:
     alone = Alone(hub())
     alone.dial()
